@@ -1,0 +1,1 @@
+"""Cosmos 3 in JAX: an omnimodal world model, from packed batch to media."""

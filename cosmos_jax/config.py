@@ -1,0 +1,274 @@
+"""Typed configuration: ml_collections file → frozen dataclasses, with errors that name the nearest field.
+
+In: a `ConfigDict` (configs/*.py) and `--config.a.b=value` overrides. Out: `Config`, hashable and therefore usable as a
+static jit argument. Imports no jax, so a mistake is reported before any device is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipelines.schema import Bucket, SequenceSpec
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, has the wrong type, or contradicts another."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Qwen3-VL ViT (spec model.md §3.1)."""
+
+    layers: int = 27
+    hidden: int = 1152
+    heads: int = 16
+    mlp: int = 4304
+    patch: int = 16  # pixels per side
+    temporal: int = 2  # frames per patch
+    grid: int = 48  # side of the learned position table
+    deepstack: tuple[int, ...] = (8, 16, 24)  # layers whose features are added to und layers 0, 1, 2
+    norm_eps: float = 1e-6
+    rope_theta: float = 1e4
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One Cosmos 3 architecture; Nano, Super, Edge and the toy differ only here (spec model.md §1.2)."""
+
+    name: str = "nano"
+    layers: int = 36
+    hidden: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    mlp: int = 12288
+    mlp_act: str = "swiglu"  # swiglu | relu2 (Edge)
+    norm_eps: float = 1e-6
+    norm_cast: str = "before_weight"  # before_weight (Nano, Super) | after_weight (Edge): where RMSNorm rounds
+    qk_norm_und: bool = True  # Edge: False
+    k_norm_und_for_gen: bool = False  # Edge: True
+    rope_theta: float = 5e6
+    rope_sections: tuple[int, int, int] = (24, 20, 20)  # frequency slots of T, H, W
+    vocab: int = 151936
+    latent_channels: int = 48
+    patch: int = 2
+    action_dim: int = 64  # 0 = no action stream
+    domains: int = 32
+    sound_dim: int = 64  # 0 = no sound stream
+    timestep_scale: float = 1e-3
+    base_fps: float = 24.0
+    temporal_factor: int = 4
+    sound_latent_fps: float = 25.0
+    temporal_margin: float = 15000.0
+    vision: VisionConfig | None = None  # the reasoner's eye; None = text only
+    scan: bool = True  # False unrolls the layers (debugging, layer-by-layer parity)
+    remat: str = "none"  # none | full | dots | attn: what the backward pass recomputes
+
+    def __post_init__(self):
+        _one_of("model.mlp_act", self.mlp_act, ("swiglu", "relu2"))
+        _one_of("model.norm_cast", self.norm_cast, ("before_weight", "after_weight"))
+        _one_of("model.remat", self.remat, ("none", "full", "dots", "attn"))
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}.")
+        if sum(self.rope_sections) * 2 != self.head_dim:
+            raise ConfigError(
+                f"model.rope_sections={self.rope_sections} must sum to head_dim/2 = {self.head_dim // 2}; "
+                "change one of the two."
+            )
+        if self.k_norm_und_for_gen and self.qk_norm_und:
+            raise ConfigError("model.k_norm_und_for_gen exists only where model.qk_norm_und is False (Edge).")
+        if self.vision and len(self.vision.deepstack) > self.layers:
+            raise ConfigError("model.vision.deepstack has more taps than the model has layers; shorten it.")
+
+    @property
+    def sequence(self) -> SequenceSpec:
+        v = self.vision
+        return SequenceSpec(
+            latent_channels=self.latent_channels,
+            patch=self.patch,
+            action_dim=self.action_dim,
+            sound_dim=self.sound_dim,
+            vit_patch=v.patch if v else 0,
+            vit_grid=v.grid if v else 0,
+            vit_temporal=v.temporal if v else 2,
+            base_fps=self.base_fps,
+            temporal_factor=self.temporal_factor,
+            sound_latent_fps=self.sound_latent_fps,
+            temporal_margin=self.temporal_margin,
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "toy"  # toy: stream from the simulator | toy_tfds: array_record files written by the TFDS builder
+    tfds_dir: str = ""  # where toy_tfds lives
+    episodes: int = 4000  # training episodes of the toy world (seeds 0 … episodes-1)
+    eval_episodes: int = 64  # held-out episodes (seeds from 10_000_000)
+    seed: int = 0
+    workers: int = 0  # grain worker processes; 0 = in the main process
+    prefetch: int = 4  # batches prepared ahead
+    look_ahead: int = 64  # samples the packer may choose from
+    mixture: tuple[tuple[str, float], ...] = ()  # (task, share); shares are normalised
+    bucket: Bucket = field(default_factory=lambda: Bucket(8, 128, 128, 96, 32, 64, 8))
+    caption_dropout: float = 0.1  # share of generation samples whose caption is emptied (classifier-free guidance)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Rectified flow (spec model.md §6)."""
+
+    sigma_image: str = "logitnormal"  # logitnormal | waver | uniform
+    sigma_video: str = "waver"
+    shift_image: float = 3.0
+    shift_video: float = 3.0
+    weight_vision: float = 10.0
+    weight_action: float = 10.0
+    weight_sound: float = 2.0
+    weight_text: float = 1.0
+
+    def __post_init__(self):
+        for name in ("sigma_image", "sigma_video"):
+            _one_of(f"flow.{name}", getattr(self, name), ("logitnormal", "waver", "uniform"))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 5e-4
+    schedule: str = "cosine"  # cosine | linear | constant, after the warm-up
+    warmup: int = 50
+    final_lr: float = 0.0  # as a share of lr
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    clip: float = 1.0  # global gradient norm; 0 = off
+    accumulate: int = 1  # micro-batches per step (the batch is split along its rows)
+    trainable: tuple[str, ...] = ("",)  # path substrings; "" matches everything
+    frozen: tuple[str, ...] = ()  # path substrings that win over `trainable`
+    lr_scale: tuple[tuple[str, float], ...] = ()  # (path substring, factor); the first match counts
+    ema: float = 0.1  # power-law EMA width s (spec model.md §6.5); 0 = no EMA
+
+    def __post_init__(self):
+        _one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Mesh axis sizes. Their product must equal the number of devices; -1 in one place takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tp: int = 1
+    cp: int = 1
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    params: str = "float32"
+    compute: str = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU (printed at start)
+    matmul: str = "default"  # default | highest
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 1000
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep: int = 2  # checkpoints kept
+    sample_every: int = 0  # sample grids during training; 0 = off
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    solver: str = "unipc"  # unipc | euler
+    steps: int = 35
+    shift: float = 10.0
+    guidance: float = 6.0
+    seed: int = 0
+    max_new_tokens: int = 64  # text decoding
+    temperature: float = 0.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0  # 1 = off
+
+    def __post_init__(self):
+        _one_of("sample.solver", self.solver, ("unipc", "euler"))
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    samples: int = 64  # samples per generation row
+    questions: int = 128
+    rollouts: int = 48  # closed-loop episodes
+    chunks: int = 2  # policy calls per rollout
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = MeshConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvalConfig = EvalConfig()
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}.")
+
+
+def nearest(word: str, candidates) -> str:
+    """A hint like (did you mean …?), or an empty string."""
+    close = difflib.get_close_matches(str(word), [str(c) for c in candidates], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def from_dict(raw: Any, cls: type = Config, where: str = "config") -> Any:
+    """Build the frozen dataclass `cls` from a mapping; every unknown key or wrong type is one clear `ConfigError`."""
+    raw = dict(raw.items()) if hasattr(raw, "items") else raw
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where} must be a group of settings, not {raw!r}.")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(raw) - set(hints))
+    if unknown:
+        raise ConfigError(f"{where}.{unknown[0]} is not a setting{nearest(unknown[0], hints)}.")
+    return cls(**{name: _convert(value, hints[name], f"{where}.{name}") for name, value in raw.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), where)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint, where)
+    if origin is tuple:
+        if hasattr(value, "items"):  # a ConfigDict {"text2image": 1.0} for tuple[tuple[str, float], ...]
+            value = list(value.items())
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} must be a list, not {value!r}.")
+        inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise ConfigError(f"{where} needs {len(inner)} values, got {len(value)}.")
+        return tuple(_convert(v, t, f"{where}[{i}]") for i, (v, t) in enumerate(zip(value, inner, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}.")
+    return value
+
+
+def to_dict(config: Any) -> dict:
+    """Plain nested dict (for JSON in a checkpoint); `from_dict(to_dict(c)) == c`."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,1 @@
+"""Everything before the device: samples, tokens, positions, packing. NumPy and grain only; never imports jax."""
