@@ -1,0 +1,86 @@
+"""Projections of one stream, and THE attention call of the project.
+
+In: normalised hidden states, RoPE tables, segment ids. Out: attended hidden states. Nothing else in the project calls
+an attention kernel; a fused one slots in behind `pallas_kernels.attention`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from flax import nnx
+
+import pallas_kernels.attention as kernels
+from cosmos_jax import shard
+from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import rope
+from cosmos_jax.model.declare import normal, param, use
+from cosmos_jax.model.norm import RMSNorm
+from cosmos_jax.precision import Precision
+
+HEADS = ("batch", "token", "heads", "head_dim")
+KV_HEADS = ("batch", "token", "kv_heads", "head_dim")
+
+
+class Projections(nnx.Module):
+    """q, k, v, o of one tower, without biases, with per-head RMSNorm on q and k where the family has it."""
+
+    def __init__(self, rngs, cfg: ModelConfig, qk_norm: bool, k_norm_for_gen: bool = False):
+        d, hd, init = cfg.hidden, cfg.head_dim, normal(0.02)
+        self.q = param(rngs, (d, cfg.heads, hd), ("embed", "heads", "head_dim"), init)
+        self.k = param(rngs, (d, cfg.kv_heads, hd), ("embed", "kv_heads", "head_dim"), init)
+        self.v = param(rngs, (d, cfg.kv_heads, hd), ("embed", "kv_heads", "head_dim"), init)
+        self.o = param(rngs, (cfg.heads, hd, d), ("heads", "head_dim", "embed"), init)
+
+        def norm():
+            return RMSNorm(rngs, hd, "head_dim", cfg.norm_eps, cfg.norm_cast)
+
+        self.q_norm = norm() if qk_norm else None
+        self.k_norm = norm() if qk_norm else None
+        self.k_norm_for_gen = norm() if k_norm_for_gen else None
+
+    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array, precision: Precision):
+        """x [B,T,D] → q [B,T,Hq,d], k, k_for_gen, v [B,T,Hkv,d], all rotated but v.
+
+        `k_for_gen` is the key that gen queries see: Edge normalises the raw und key for them alone (spec §2.2).
+        """
+
+        def project(w, out):
+            return shard.einsum("btd,dhk->bthk", x, use(w, precision), out=out, matmul=precision.matmul)
+
+        q, k, v = project(self.q, HEADS), project(self.k, KV_HEADS), project(self.v, KV_HEADS)
+        raw = k
+        if self.q_norm is not None:
+            q, k = self.q_norm(q, precision), self.k_norm(k, precision)
+        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        k_for_gen = k
+        if self.k_norm_for_gen is not None:
+            k_for_gen = rope.rotate(self.k_norm_for_gen(raw, precision), cos, sin)
+        return q, k, k_for_gen, v
+
+    def out(self, x: jax.Array, precision: Precision) -> jax.Array:
+        """x [B,T,Hq,d] → [B,T,D]."""
+        return shard.einsum(
+            "bthk,hkd->btd", x, use(self.o, precision), out=("batch", "token", "act"), matmul=precision.matmul
+        )
+
+
+def und_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:
+    """Causal inside each segment. Shapes as in `pallas_kernels.attention.und_attention`."""
+    f = functools.partial(kernels.und_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
+    return shard.rowwise(f, q, k, v, segment_ids, heads=(0, 1, 2), out_heads=True)
+
+
+def gen_attention(q, k, v, segment_ids, k_und, v_und, und_segment_ids, precision: Precision) -> jax.Array:
+    """Gen queries over [und; gen] keys of their segment."""
+    f = functools.partial(kernels.gen_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
+    return shard.rowwise(
+        f, q, k, v, segment_ids, k_und, v_und, und_segment_ids, heads=(0, 1, 2, 4, 5), out_heads=True
+    )
+
+
+def full_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:
+    """Unmasked inside each segment (vision encoder)."""
+    f = functools.partial(kernels.full_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
+    return shard.rowwise(f, q, k, v, segment_ids, heads=(0, 1, 2), out_heads=True)

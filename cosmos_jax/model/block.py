@@ -1,0 +1,79 @@
+"""One MoT layer: two towers that share one attention (spec model.md §2.2).
+
+In: und [B,U,D] and gen [B,G,D], either of which may be None. Out: the same, and the und keys and values gen saw.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from cosmos_jax.config import ModelConfig
+from cosmos_jax.model.attention import Projections, gen_attention, und_attention
+from cosmos_jax.model.mlp import MLP
+from cosmos_jax.model.norm import RMSNorm
+from cosmos_jax.precision import Precision
+
+
+class Stream(NamedTuple):
+    """What every layer needs to know about one stream: rotary tables [B,T,d] and segment ids [B,T]."""
+
+    cos: jax.Array
+    sin: jax.Array
+    segment_ids: jax.Array
+
+
+class KV(NamedTuple):
+    """Keys as gen queries see them, and values, of the und stream: [B,U,Hkv,d] (stacked over layers: [L, …])."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Tower(nnx.Module):
+    """The parameters of one stream in one layer. Nothing is shared between towers but the attention softmax."""
+
+    def __init__(self, rngs, cfg: ModelConfig, qk_norm: bool, k_norm_for_gen: bool = False):
+        self.norm_in = RMSNorm(rngs, cfg.hidden, "hidden", cfg.norm_eps, cfg.norm_cast)
+        self.attn = Projections(rngs, cfg, qk_norm, k_norm_for_gen)
+        self.norm_post = RMSNorm(rngs, cfg.hidden, "hidden", cfg.norm_eps, cfg.norm_cast)
+        self.mlp = MLP(rngs, cfg.hidden, cfg.mlp, cfg.mlp_act)
+
+    def qkv(self, h, stream: Stream, precision):
+        return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, precision)
+
+    def finish(self, h, attended, precision):
+        """Residual, MLP, residual."""
+        h = h + self.attn.out(checkpoint_name(attended, "attn_out"), precision)
+        return h + self.mlp(self.norm_post(h, precision), precision)
+
+
+class Block(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs):
+        self.und = Tower(rngs, cfg, cfg.qk_norm_und, cfg.k_norm_und_for_gen)
+        self.gen = Tower(rngs, cfg, qk_norm=True)
+
+    def __call__(
+        self,
+        und: jax.Array | None,
+        gen: jax.Array | None,
+        und_stream: Stream,
+        gen_stream: Stream | None,
+        cache: KV | None,
+        precision: Precision,
+    ) -> tuple[jax.Array | None, jax.Array | None, KV]:
+        """`cache` replaces the und stream's keys and values when `und` is None (denoising after the first pass)."""
+        if und is not None:
+            q, k, k_for_gen, v = self.und.qkv(und, und_stream, precision)
+            cache = KV(k_for_gen, v)
+            und = self.und.finish(und, und_attention(q, k, v, und_stream.segment_ids, precision), precision)
+        if gen is not None:
+            q, k, _, v = self.gen.qkv(gen, gen_stream, precision)
+            o = gen_attention(
+                q, k, v, gen_stream.segment_ids, cache.k, cache.v, und_stream.segment_ids, precision
+            )
+            gen = self.gen.finish(gen, o, precision)
+        return und, gen, cache

@@ -1,0 +1,141 @@
+"""The whole network, as pure functions of `params`.
+
+In: a packed batch (data_pipelines/schema.py) and noised latents. Out: velocities, und hidden states, logits.
+`cfg` and `precision` are static; `params` is a nested dict of float32 arrays. Spec model.md §2, §13.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cosmos_jax import shard
+from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import rope, stack
+from cosmos_jax.model.block import KV, Stream
+from cosmos_jax.model.declare import normal, param, use
+from cosmos_jax.model.modality import Modalities, take_rows
+from cosmos_jax.model.norm import RMSNorm
+from cosmos_jax.model.vision import VisionTower
+from cosmos_jax.precision import Precision
+
+
+class Output(NamedTuple):
+    velocity: dict[str, jax.Array]  # float32, shaped like `*_x0`
+    hidden: jax.Array  # [B,U,D] after the und tower's final norm
+
+
+class UndOutput(NamedTuple):
+    hidden: jax.Array  # [B,U,D]
+    cache: KV  # [L,B,U,Hkv,d]
+
+
+class Cosmos(nnx.Module):
+    """Declaration of every parameter; the functions below run it."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        d = cfg.hidden
+        self.embed_tokens = param(rngs, (cfg.vocab, d), ("vocab_in", "embed"), normal(0.02))
+        self.layers = stack.init(cfg, rngs.params())
+        self.norm_und = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
+        self.norm_gen = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
+        self.lm_head = param(rngs, (d, cfg.vocab), ("embed", "vocab"), normal(0.02))
+        self.io = Modalities(cfg, rngs)
+        self.vit = VisionTower(cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
+
+    def embed_und(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
+        """Token embeddings with ViT features in place of the visual pads, and deep-stack features [n,B,U,D] or None."""
+        table = use(self.embed_tokens, precision)
+        h = shard.rowwise_shared(lambda ids, table: table[ids], (batch["und_ids"],), (table,))
+        if self.vit is None or not batch["vit_patches"].shape[1]:
+            return h, None
+        features, deepstack = self.vit(batch, precision)
+        index = batch["und_vit_index"]
+        h = jnp.where((index >= 0)[..., None], take_rows(features, index), h)
+        if deepstack is not None:
+            deepstack = jnp.stack([take_rows(x, index) for x in deepstack])
+        return h, deepstack
+
+
+@functools.lru_cache
+def _skeleton(cfg: ModelConfig):
+    """graphdef and abstract parameters, without allocating anything."""
+    return nnx.split(nnx.eval_shape(lambda: Cosmos(cfg, nnx.Rngs(0))))
+
+
+def _model(params: dict, cfg: ModelConfig) -> Cosmos:
+    return nnx.merge(_skeleton(cfg)[0], params)
+
+
+def init(cfg: ModelConfig, key: jax.Array) -> dict:
+    """Random parameters (spec model.md §2.8), float32. Jit it with out_shardings to land them in place."""
+    return nnx.to_pure_dict(nnx.state(Cosmos(cfg, nnx.Rngs(key))))
+
+
+def abstract(cfg: ModelConfig) -> dict:
+    """The same tree of `ShapeDtypeStruct`s."""
+    return nnx.to_pure_dict(_skeleton(cfg)[1])
+
+
+def logical_axes(cfg: ModelConfig) -> dict:
+    """The same tree of axis-name tuples; scanned layers have a leading "layers" axis."""
+    flat = []
+    for path, p in nnx.to_flat_state(_skeleton(cfg)[1]):
+        axes = p.get_metadata()["logical"]
+        stacked = len(p.shape) > len(axes)
+        flat.append((path, ("layers", *axes) if stacked else axes))
+    return nnx.traversals.unflatten_mapping(dict(flat))
+
+
+def _und_stream(cfg: ModelConfig, batch: dict) -> Stream:
+    return Stream(*rope.tables(batch["und_positions"], cfg.rope_theta, cfg.rope_sections), batch["und_segment_ids"])
+
+
+def _gen_stream(cfg: ModelConfig, batch: dict) -> Stream:
+    return Stream(*rope.tables(batch["gen_positions"], cfg.rope_theta, cfg.rope_sections), batch["gen_segment_ids"])
+
+
+def apply(params: dict, cfg: ModelConfig, batch: dict, noised: dict, timesteps: jax.Array, *, precision: Precision):
+    """Both towers in one pass (training). timesteps [B,N] float32 = 1000·sigma per segment. Returns `Output`."""
+    model = _model(params, cfg)
+    und, deepstack = model.embed_und(batch, precision)
+    gen = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
+    und, gen, _ = stack.run(
+        model.layers, cfg, und, gen, _und_stream(cfg, batch), _gen_stream(cfg, batch), precision, deepstack=deepstack
+    )
+    velocity = model.io.velocity(batch, model.norm_gen(gen, precision), cfg.patch, precision)
+    return Output(velocity, model.norm_und(und, precision))
+
+
+def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:
+    """The reasoner alone. Its cache is all that the generator needs of the text, at every denoising step."""
+    model = _model(params, cfg)
+    h, deepstack = model.embed_und(batch, precision)
+    h, _, cache = stack.run(
+        model.layers, cfg, h, None, _und_stream(cfg, batch), None, precision, deepstack=deepstack, want_cache=True
+    )
+    return UndOutput(model.norm_und(h, precision), cache)
+
+
+def gen(
+    params: dict, cfg: ModelConfig, batch: dict, noised: dict, timesteps: jax.Array, cache: KV, *, precision: Precision
+) -> dict[str, jax.Array]:
+    """The generator alone, over cached und keys and values. Returns float32 velocities."""
+    model = _model(params, cfg)
+    h = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
+    _, h, _ = stack.run(
+        model.layers, cfg, None, h, _und_stream(cfg, batch), _gen_stream(cfg, batch), precision, cache=cache
+    )
+    return model.io.velocity(batch, model.norm_gen(h, precision), cfg.patch, precision)
+
+
+def logits(params: dict, cfg: ModelConfig, hidden: jax.Array, *, precision: Precision) -> jax.Array:
+    """hidden [B,T,D] (normalised) → [B,T,vocab] float32."""
+    w = use(_model(params, cfg).lm_head, precision)
+    return shard.einsum(
+        "btd,dv->btv", hidden, w, out=("batch", "token", "vocab"), matmul=precision.matmul, dtype=jnp.float32
+    )

@@ -1,0 +1,33 @@
+"""The two feed-forward networks: gated SiLU (Nano, Super) and squared ReLU (Edge). Spec model.md §2.2."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from cosmos_jax import shard
+from cosmos_jax.model.declare import normal, param, use
+from cosmos_jax.precision import Precision
+
+
+class MLP(nnx.Module):
+    """swiglu: down(silu(gate x) · up x); relu2: down(relu(up x)²)."""
+
+    def __init__(self, rngs, hidden: int, mlp: int, act: str):
+        self.gate = param(rngs, (hidden, mlp), ("embed", "mlp"), normal(0.02)) if act == "swiglu" else None
+        self.up = param(rngs, (hidden, mlp), ("embed", "mlp"), normal(0.02))
+        self.down = param(rngs, (mlp, hidden), ("mlp", "embed"), normal(0.02))
+
+    def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
+        def into(w):
+            return shard.einsum(
+                "btd,df->btf", x, use(w, precision), out=("batch", "token", "mlp"), matmul=precision.matmul
+            )
+
+        if self.gate is None:
+            inner = jax.nn.relu(into(self.up)) ** 2
+        else:
+            inner = jax.nn.silu(into(self.gate)) * into(self.up)
+        return shard.einsum(
+            "btf,fd->btd", inner, use(self.down, precision), out=("batch", "token", "act"), matmul=precision.matmul
+        )

@@ -1,0 +1,125 @@
+"""The reasoner's eye: the Qwen3-VL vision transformer (spec model.md §3.1).
+
+In: flattened pixel patches in 2×2 merge-block order. Out: one feature per 2×2 block for the und stream, and the
+deep-stack features that are added to it after its first layers. The generator never uses it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cosmos_jax import shard
+from cosmos_jax.config import VisionConfig
+from cosmos_jax.model.attention import HEADS, full_attention
+from cosmos_jax.model.declare import Dense, normal, param, use
+from cosmos_jax.model.norm import LayerNorm
+from cosmos_jax.model.rope import inverse_frequencies, rotate
+from cosmos_jax.precision import Precision
+
+MERGE = 4  # patches per token: a 2×2 block
+_INIT = normal(0.02)
+_gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
+
+
+class VisionBlock(nnx.Module):
+    """Pre-LN attention (2-D rotary, per frame) and tanh-GELU MLP."""
+
+    def __init__(self, cfg: VisionConfig, rngs):
+        d, axes = cfg.hidden, ("embed", "hidden")
+        self.norm_1, self.norm_2 = LayerNorm(rngs, d, cfg.norm_eps), LayerNorm(rngs, d, cfg.norm_eps)
+        self.q, self.k, self.v, self.proj = (Dense(rngs, d, d, axes, _INIT) for _ in range(4))
+        self.fc1, self.fc2 = Dense(rngs, d, cfg.mlp, axes, _INIT), Dense(rngs, cfg.mlp, d, ("hidden", "embed"), _INIT)
+        self.heads = cfg.heads
+
+    def __call__(self, x, cos, sin, segment_ids, precision: Precision):
+        b, p, d = x.shape
+        h = self.norm_1(x, precision)
+
+        def split(t):
+            return shard.reshape(t, (b, p, self.heads, d // self.heads), ("batch", "token", "act", "head_dim"))
+
+        q, k, v = (split(f(h, precision)) for f in (self.q, self.k, self.v))
+        q, k = (rotate(t.astype(jnp.float32), cos, sin).astype(x.dtype) for t in (q, k))
+        o = full_attention(*(shard.constrain(t, HEADS) for t in (q, k, v)), segment_ids, precision)
+        o = shard.constrain(o, ("batch", "token", "act", "head_dim"))
+        x = x + self.proj(shard.reshape(o, (b, p, d), ("batch", "token", "act")), precision)
+        inner = jax.nn.gelu(self.fc1(self.norm_2(x, precision), precision), approximate=True)
+        return x + self.fc2(inner, precision)
+
+
+class Merger(nnx.Module):
+    """2×2 patches → one und token. `shuffle_first`: LayerNorm over the 4·D block (deep-stack) or over D (main)."""
+
+    def __init__(self, rngs, cfg: VisionConfig, out: int, shuffle_first: bool):
+        wide = MERGE * cfg.hidden
+        self.norm = LayerNorm(rngs, wide if shuffle_first else cfg.hidden, cfg.norm_eps)
+        self.fc1 = Dense(rngs, wide, wide, ("embed", "hidden"), _INIT)
+        self.fc2 = Dense(rngs, wide, out, ("embed", "hidden"), _INIT)
+        self.shuffle_first = shuffle_first
+
+    def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
+        """x [B,P,D] → [B,P/4,out]."""
+        b, p, d = x.shape
+        if not self.shuffle_first:
+            x = self.norm(x, precision)
+        x = shard.reshape(x, (b, p // MERGE, MERGE * d), ("batch", "token", "act"))
+        if self.shuffle_first:
+            x = self.norm(x, precision)
+        return self.fc2(_gelu_exact(self.fc1(x, precision)), precision)
+
+
+class VisionTower(nnx.Module):
+    def __init__(self, cfg: VisionConfig, patch_dim: int, out: int, rngs):
+        self.cfg = cfg
+        self.patch_in = Dense(rngs, patch_dim, cfg.hidden, ("feature", "embed"), _INIT)
+        self.positions = param(rngs, (cfg.grid**2, cfg.hidden), ("feature", "embed"), _INIT)
+        keys = jax.random.split(rngs.params(), cfg.layers)
+        self.layers = jax.vmap(lambda k: VisionBlock(cfg, nnx.Rngs(k)))(keys)
+        self.merger = Merger(rngs, cfg, out, shuffle_first=False)
+        keys = jax.random.split(rngs.params(), max(len(cfg.deepstack), 1))
+        tap = jax.vmap(lambda k: Merger(nnx.Rngs(k), cfg, out, shuffle_first=True))
+        self.deepstack = tap(keys) if cfg.deepstack else None
+
+    def __call__(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
+        """vit_* fields → features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
+        cfg = self.cfg
+        x = self.patch_in(batch["vit_patches"], precision) + self._positions(batch, precision)
+        cos, sin = _tables(batch["vit_rowcol"], cfg)
+        graphdef, state = nnx.split(self.layers)
+
+        def body(x, state):
+            x = nnx.merge(graphdef, state)(x, cos, sin, batch["vit_segment_ids"], precision)
+            return x, x if cfg.deepstack else None
+
+        x, all_x = jax.lax.scan(body, x, state)
+        features = self.merger(x, precision)
+        if not cfg.deepstack:
+            return features, None
+        graphdef, state = nnx.split(self.deepstack)
+        taps = [
+            nnx.merge(graphdef, jax.tree.map(lambda p, n=n: p[n], state))(all_x[layer], precision)
+            for n, layer in enumerate(cfg.deepstack)
+        ]
+        return features, jnp.stack(taps)
+
+    def _positions(self, batch: dict, precision: Precision) -> jax.Array:
+        """Bilinear resampling of the learned table: weights and sum in float32 (as transformers; DISC-15)."""
+        table = use(self.positions, precision)
+
+        def lookup(index, weight, table):
+            return (table[index].astype(jnp.float32) * weight[..., None]).sum(2).astype(precision.dtype)
+
+        return shard.rowwise_shared(lookup, (batch["vit_interp_index"], batch["vit_interp_weight"]), (table,))
+
+
+def _tables(rowcol: jax.Array, cfg: VisionConfig) -> tuple[jax.Array, jax.Array]:
+    """rowcol [B,P,2] → cos, sin [B,P,head_dim]: half of the frequencies turn with the row, half with the column."""
+    inverse = np.asarray(inverse_frequencies(cfg.rope_theta, cfg.hidden // cfg.heads // 2))
+    row, col = (rowcol[..., i, None].astype(jnp.float32) * inverse for i in range(2))
+    phase = jnp.concatenate([row, col, row, col], -1)
+    return jnp.cos(phase), jnp.sin(phase)

@@ -1,0 +1,1 @@
+"""Kernels and their slow, obvious, right references. Imports jax only."""

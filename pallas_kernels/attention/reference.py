@@ -1,0 +1,56 @@
+"""Asymmetric packed attention in plain XLA: the definition of "correct" for every later kernel.
+
+In: projected, rotated q, k, v of the two streams and their segment ids. Out: attended values, zero on padding.
+
+    und queries: causal, over und keys of the same segment
+    gen queries: unmasked, over und *and* gen keys of the same segment, in one softmax
+
+Source: spec model.md §2.2; the two streams are never concatenated.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(q: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], scale: float, precision=None) -> jax.Array:
+    """One softmax over several key sets.
+
+    q: [B, Tq, Hq, d]. parts: (k [B, Tk, Hkv, d], v [B, Tk, Hkv, d], mask [B, Tq, Tk] bool) each. Query head h reads key
+    head h // (Hq / Hkv). Returns [B, Tq, Hq, d] in q's dtype; a query that may see nothing gets exactly 0. Softmax fp32.
+    """
+    b, tq, hq, d = q.shape
+    hkv = parts[0][0].shape[2]
+    q = q.reshape(b, tq, hkv, hq // hkv, d)
+    scores = []
+    for k, _, mask in parts:
+        s = jnp.einsum("bqhgd,bkhd->bhgqk", q, k, precision=precision, preferred_element_type=jnp.float32) * scale
+        scores.append(jnp.where(mask[:, None, None], s, -jnp.inf))
+    top = jnp.maximum(jax.lax.stop_gradient(_max_over_parts(scores)), jnp.finfo(jnp.float32).min)
+    out, total = 0.0, 0.0
+    for (_, v, _), s in zip(parts, scores, strict=True):
+        p = jnp.exp(s - top)
+        total = total + p.sum(-1)
+        out = out + jnp.einsum(
+            "bhgqk,bkhd->bqhgd", p.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
+        )
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny).transpose(0, 3, 1, 2)[..., None]
+    return (out / total).astype(q.dtype).reshape(b, tq, hq, d)
+
+
+def _max_over_parts(scores: list[jax.Array]) -> jax.Array:
+    top = scores[0].max(-1, keepdims=True)
+    for s in scores[1:]:
+        top = jnp.maximum(top, s.max(-1, keepdims=True))
+    return top
+
+
+def same_segment(q_segment_ids: jax.Array, k_segment_ids: jax.Array) -> jax.Array:
+    """[B, Tq], [B, Tk] → [B, Tq, Tk]: same sample, and not padding (negative)."""
+    return (q_segment_ids[:, :, None] == k_segment_ids[:, None, :]) & (q_segment_ids[:, :, None] >= 0)
+
+
+def causal(t: int) -> jax.Array:
+    """[t, t]: query i may see key j ≤ i."""
+    return jnp.tril(jnp.ones((t, t), bool))
