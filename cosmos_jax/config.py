@@ -251,7 +251,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value is None:
             return None
         return _convert(value, next(a for a in args if a is not type(None)), where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(value, hint, where)
     if origin is tuple:
         if hasattr(value, "items"):  # a ConfigDict {"text2image": 1.0} for tuple[tuple[str, float], ...]

@@ -39,7 +39,9 @@ def resolve(config: PrecisionConfig) -> Precision:
     if compute not in ("float32", "bfloat16"):
         raise ConfigError(f"precision.compute={compute!r} is not one of auto, float32, bfloat16.")
     if config.params != "float32":
-        raise ConfigError(f"precision.params={config.params!r}: master weights are float32; set precision.compute instead.")
+        raise ConfigError(
+            f"precision.params={config.params!r}: master weights are float32; set precision.compute instead."
+        )
     if config.matmul not in ("default", "highest"):
         raise ConfigError(f"precision.matmul={config.matmul!r} is not one of default, highest.")
     return Precision(compute, config.matmul)

@@ -1,7 +1,7 @@
 """The batch contract: every field's axes, dtype and padding value.
 
-In: nothing. Out: `SequenceSpec` (what a token is), `Bucket` (how many fit), `FIELDS` and `empty_batch`, which the packer
-fills and the model reads. `docs/design.md` explains each field in words.
+In: nothing. Out: `SequenceSpec` (what a token is), `Bucket` (how many fit), `FIELDS` and `empty_batch`, which the
+packer fills and the model reads. `docs/design.md` explains each field in words.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Projections(nnx.Module):
 
         q, k, v = project(self.q, HEADS), project(self.k, KV_HEADS), project(self.v, KV_HEADS)
         raw = k
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, precision), self.k_norm(k, precision)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         k_for_gen = k
@@ -75,9 +75,7 @@ def und_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:
 def gen_attention(q, k, v, segment_ids, k_und, v_und, und_segment_ids, precision: Precision) -> jax.Array:
     """Gen queries over [und; gen] keys of their segment."""
     f = functools.partial(kernels.gen_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
-    return shard.rowwise(
-        f, q, k, v, segment_ids, k_und, v_und, und_segment_ids, heads=(0, 1, 2, 4, 5), out_heads=True
-    )
+    return shard.rowwise(f, q, k, v, segment_ids, k_und, v_und, und_segment_ids, heads=(0, 1, 2, 4, 5), out_heads=True)
 
 
 def full_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:

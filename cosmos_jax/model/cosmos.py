@@ -99,16 +99,18 @@ def _gen_stream(cfg: ModelConfig, batch: dict) -> Stream:
     return Stream(*rope.tables(batch["gen_positions"], cfg.rope_theta, cfg.rope_sections), batch["gen_segment_ids"])
 
 
-def apply(params: dict, cfg: ModelConfig, batch: dict, noised: dict, timesteps: jax.Array, *, precision: Precision):
+def apply(
+    params: dict, cfg: ModelConfig, batch: dict, noised: dict, timesteps: jax.Array, *, precision: Precision
+) -> Output:
     """Both towers in one pass (training). timesteps [B,N] float32 = 1000·sigma per segment. Returns `Output`."""
     model = _model(params, cfg)
-    und, deepstack = model.embed_und(batch, precision)
-    gen = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
-    und, gen, _ = stack.run(
-        model.layers, cfg, und, gen, _und_stream(cfg, batch), _gen_stream(cfg, batch), precision, deepstack=deepstack
+    h, deepstack = model.embed_und(batch, precision)
+    g = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
+    h, g, _ = stack.run(
+        model.layers, cfg, h, g, _und_stream(cfg, batch), _gen_stream(cfg, batch), precision, deepstack=deepstack
     )
-    velocity = model.io.velocity(batch, model.norm_gen(gen, precision), cfg.patch, precision)
-    return Output(velocity, model.norm_und(und, precision))
+    velocity = model.io.velocity(batch, model.norm_gen(g, precision), cfg.patch, precision)
+    return Output(velocity, model.norm_und(h, precision))
 
 
 def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:

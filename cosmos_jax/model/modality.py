@@ -70,7 +70,7 @@ def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def valid_elements(batch: dict, name: str, patch: int) -> jax.Array:
-    """[B, tokens, features] bool: elements that exist (no zero-padded patch edge, no channel past the raw action width).
+    """[B, tokens, features] bool: elements that exist: no zero-padded patch edge, no channel past the raw width.
 
     Padding tokens are all False.
     """

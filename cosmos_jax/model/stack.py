@@ -5,6 +5,8 @@ In: embedded und and gen streams. Out: their last hidden states and the und keys
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,11 +40,12 @@ def run(
     cache: KV | None = None,
     deepstack: jax.Array | None = None,
     want_cache: bool = False,
-) -> tuple[jax.Array | None, jax.Array | None, KV | None]:
+) -> tuple[Any, Any, Any]:
     """Run all layers.
 
     und [B,U,D] or None (then `cache` [L,B,U,Hkv,d] must be given), gen [B,G,D] or None, deepstack [n,B,U,D] or None:
-    feature i is added to und after layer i (Qwen3-VL, spec model.md §3.1). Returns (und, gen, cache if wanted).
+    feature i is added to und after layer i (Qwen3-VL, spec model.md §3.1). Returns (und, gen, cache), each an
+    array or None.
     """
     graphdef, state = nnx.split(layers)
 

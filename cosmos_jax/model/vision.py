@@ -45,7 +45,8 @@ class VisionBlock(nnx.Module):
 
         q, k, v = (split(f(h, precision)) for f in (self.q, self.k, self.v))
         q, k = (rotate(t.astype(jnp.float32), cos, sin).astype(x.dtype) for t in (q, k))
-        o = full_attention(*(shard.constrain(t, HEADS) for t in (q, k, v)), segment_ids, precision)
+        q, k, v = (shard.constrain(t, HEADS) for t in (q, k, v))
+        o = full_attention(q, k, v, segment_ids, precision)
         o = shard.constrain(o, ("batch", "token", "act", "head_dim"))
         x = x + self.proj(shard.reshape(o, (b, p, d), ("batch", "token", "act")), precision)
         inner = jax.nn.gelu(self.fc1(self.norm_2(x, precision), precision), approximate=True)
@@ -98,11 +99,11 @@ class VisionTower(nnx.Module):
 
         x, all_x = jax.lax.scan(body, x, state)
         features = self.merger(x, precision)
-        if not cfg.deepstack:
+        if self.deepstack is None:
             return features, None
-        graphdef, state = nnx.split(self.deepstack)
+        mergers, weights = nnx.split(self.deepstack)
         taps = [
-            nnx.merge(graphdef, jax.tree.map(lambda p, n=n: p[n], state))(all_x[layer], precision)
+            nnx.merge(mergers, jax.tree.map(lambda p, n=n: p[n], weights))(all_x[layer], precision)
             for n, layer in enumerate(cfg.deepstack)
         ]
         return features, jnp.stack(taps)

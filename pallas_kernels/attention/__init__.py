@@ -21,7 +21,7 @@ def choose(impl: str) -> str:
 
 
 def und_attention(q, k, v, segment_ids, *, scale, impl="auto", precision=None):
-    """Causal attention inside each segment of the und stream. q [B,U,Hq,d], k, v [B,U,Hkv,d], ids [B,U] → [B,U,Hq,d]."""
+    """Causal attention inside each segment. q [B,U,Hq,d], k, v [B,U,Hkv,d], ids [B,U] → [B,U,Hq,d]."""
     choose(impl)
     mask = reference.same_segment(segment_ids, segment_ids) & reference.causal(q.shape[1])
     return reference.attend(q, [(k, v, mask)], scale, precision)

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 
 
-def attend(q: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], scale: float, precision=None) -> jax.Array:
-    """One softmax over several key sets.
+def attend(
+    q: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], scale: float, precision=None
+) -> jax.Array:
+    """Attend with one softmax over several key sets.
 
     q: [B, Tq, Hq, d]. parts: (k [B, Tk, Hkv, d], v [B, Tk, Hkv, d], mask [B, Tq, Tk] bool) each. Query head h reads key
-    head h // (Hq / Hkv). Returns [B, Tq, Hq, d] in q's dtype; a query that may see nothing gets exactly 0. Softmax fp32.
+    head h // (Hq / Hkv). Softmax in float32. Returns [B, Tq, Hq, d] in q's dtype; a query that sees nothing gets 0.
     """
     b, tq, hq, d = q.shape
     hkv = parts[0][0].shape[2]
@@ -28,7 +30,7 @@ def attend(q: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], sc
         s = jnp.einsum("bqhgd,bkhd->bhgqk", q, k, precision=precision, preferred_element_type=jnp.float32) * scale
         scores.append(jnp.where(mask[:, None, None], s, -jnp.inf))
     top = jnp.maximum(jax.lax.stop_gradient(_max_over_parts(scores)), jnp.finfo(jnp.float32).min)
-    out, total = 0.0, 0.0
+    out, total = jnp.zeros(q.shape, jnp.float32), jnp.zeros(top.shape[:-1], jnp.float32)
     for (_, v, _), s in zip(parts, scores, strict=True):
         p = jnp.exp(s - top)
         total = total + p.sum(-1)

@@ -1,0 +1,1 @@
+"""From a trained model to samples: schedules, guidance, the denoising loop, text decoding."""

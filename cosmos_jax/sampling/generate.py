@@ -1,0 +1,139 @@
+"""The denoising loop: noise and conditions in, clean latents out, in one compiled function.
+
+In: packed batch (data_pipelines/schema.py; what is not noisy is a condition), noise buffers, a `Schedule`. Out: buffers
+shaped like `*_x0`. The und tower runs once per prompt, both guidance branches in one batch; every step reads its keys
+and values. Solver state is float32 (spec model.md §7).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import cosmos
+from cosmos_jax.model.modality import valid_elements
+from cosmos_jax.precision import Precision
+from cosmos_jax.sampling import guidance as cfg_guidance
+from cosmos_jax.sampling.schedules import Schedule
+from data_pipelines.schema import MODALITIES
+
+Buffers = dict[str, jax.Array]  # modality → [B, tokens, features] float32
+
+
+class State(NamedTuple):
+    """What a solver remembers. All four are pytrees like the sample."""
+
+    x: Buffers  # where the model is evaluated next
+    corrected: Buffers  # the state the last predictor started from
+    older: Buffers  # clean latents predicted one and …
+    oldest: Buffers  # … two steps ago
+
+
+def start(x: Buffers) -> State:
+    """The state before the first step; its history has weight 0 there."""
+    return State(x, x, x, x)
+
+
+def solver_step(state: State, velocity: Buffers, row: dict) -> State:
+    """One step. `row`: one row of `Schedule.rows()`. Formula: `schedules` module docstring, m = x − σ·v."""
+    c, p = row["corrector"], row["predictor"]
+    m = jax.tree.map(lambda x, v: x - row["sigma"] * v, state.x, velocity)
+    corrected = jax.tree.map(lambda *terms: _weigh(c, terms), state.x, state.corrected, m, state.older, state.oldest)
+    x = jax.tree.map(lambda *terms: _weigh(p, terms), corrected, m, state.older)
+    return State(x, corrected, m, state.older)
+
+
+def denoise(
+    velocity_fn: Callable[[Buffers, jax.Array], Buffers],
+    x: Buffers,
+    schedule: Schedule,
+    noisy: Buffers | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+    trajectory: bool = False,
+) -> Buffers | tuple[Buffers, Buffers]:
+    """Integrate dx/dσ = velocity_fn(x, timestep) from the first sigma of `schedule` to 0; traceable.
+
+    x: pytree of float32 arrays; timestep: float32 scalar in 0 … 1000. Where `noisy` (same tree, bool) is False, x is put
+    back after every step, so conditions stay exact. `trajectory`: also return x after each step, stacked [N, …].
+    `progress(i)` is called on the host when step i is done, in no guaranteed order.
+    """
+    rows = jax.tree.map(jnp.asarray, schedule.rows())
+
+    def body(state, xs):
+        i, row = xs
+        new = solver_step(state, velocity_fn(state.x, row["timestep"]), row)
+        if noisy is not None:
+            new = new._replace(x=jax.tree.map(jnp.where, noisy, new.x, x))
+        if progress is not None:
+            jax.debug.callback(progress, i)
+        return new, new.x if trajectory else None
+
+    state, path = jax.lax.scan(body, start(x), (jnp.arange(schedule.steps), rows))
+    return (state.x, path) if trajectory else state.x
+
+
+def sample_latents(
+    params: dict,
+    cfg: ModelConfig,
+    batch: dict,
+    noise: Buffers,
+    schedule: Schedule,
+    guidance: float = 1.0,
+    *,
+    precision: Precision,
+    uncond: dict | None = None,
+    reuse: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Buffers:
+    """Denoise every noisy token of `batch`; returns {"vision", "action", "sound"} float32 buffers like `*_x0`.
+
+    noise: unit Gaussian buffers, from `noise.framework_noise` or `flow.draw_noise`. Every segment is its own sample; all
+    share the schedule. uncond: the same samples packed with the negative (or empty) caption, needed when guidance ≠ 1:
+    v = v_u + guidance·(v_c − v_u). Clean tokens come back bit-equal to x0, invalid channels and padding as 0.
+    `reuse=False` runs the und tower again in every step: the same numbers, slower (a test of the reuse).
+    ValueError when guidance and uncond contradict each other.
+    """
+    guided = cfg_guidance.check(batch, uncond, guidance)
+    return _sample(
+        params, cfg, batch, uncond if guided else None, noise, schedule, jnp.float32(guidance),
+        precision=precision, reuse=reuse, progress=progress,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "precision", "reuse", "progress"))
+def _sample(params, cfg, batch, uncond, noise, schedule, guidance, *, precision, reuse, progress):
+    names = [n for n in MODALITIES if batch[f"{n}_x0"].size]
+    x, noisy = {}, {}
+    for n in names:
+        valid = valid_elements(batch, n, cfg.patch)
+        noisy[n] = valid & batch[f"{n}_noisy"][..., None]
+        x[n] = jnp.where(noisy[n], noise[n], jnp.where(valid, batch[f"{n}_x0"], 0.0))
+    rows = batch if uncond is None else cfg_guidance.stack(batch, uncond)
+    cache = cosmos.und(params, cfg, rows, precision=precision).cache
+
+    def velocity(x, timestep):
+        if uncond is not None:
+            x = cfg_guidance.stack(x, x)
+        timesteps = jnp.full_like(rows["segment_shift"], timestep)
+        if reuse:
+            v = cosmos.gen(params, cfg, rows, x, timesteps, cache, precision=precision)
+        else:
+            v = cosmos.apply(params, cfg, rows, x, timesteps, precision=precision).velocity
+        return v if uncond is None else cfg_guidance.combine(v, guidance)
+
+    done = denoise(velocity, x, schedule, noisy, progress=progress)
+    return {n: done[n] if n in done else batch[f"{n}_x0"] for n in MODALITIES}
+
+
+def _weigh(weights: jax.Array, terms: tuple) -> jax.Array:
+    """Σ weights[i] · terms[i]."""
+    total = weights[0] * terms[0]
+    for i in range(1, len(terms)):
+        total = total + weights[i] * terms[i]
+    return total

@@ -1,0 +1,109 @@
+"""The reasoner speaks: prefill, then one compiled loop over new tokens.
+
+In: a packed batch with one right-padded prompt per row (text, and ViT features where the prompt has pictures). Out: new
+token ids. Logits go through temperature → top-k → top-p → multinomial, in this order (spec model.md §3.4).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cosmos_jax import shard
+from cosmos_jax.config import ModelConfig, SampleConfig
+from cosmos_jax.model import cosmos, decode
+from cosmos_jax.model.modality import take_rows
+from cosmos_jax.precision import Precision
+
+PAD = -1  # what follows the end of an answer
+
+
+def generate_text(
+    params: dict,
+    cfg: ModelConfig,
+    batch: dict,
+    sample: SampleConfig,
+    *,
+    eos: tuple[int, ...],
+    precision: Precision,
+    seeds: np.ndarray | None = None,
+) -> jax.Array:
+    """New tokens [B, sample.max_new_tokens] int32: each row ends with its eos, then -1; a row without a prompt is all -1.
+
+    One prompt per row (ValueError otherwise), as und segment 0 without padding in front. Row b draws from the seed
+    (sample.seed, seeds[b]); by default seeds[b] = b. Temperature 0 is greedy. New tokens continue at the prompt's largest
+    position + 1 on all three axes (Qwen3-VL).
+    """
+    segments = batch["und_segment_ids"]
+    if isinstance(segments, np.ndarray) and (np.any(segments > 0) or np.any(np.diff(segments, axis=1) > 0)):
+        raise ValueError("text decoding takes one prompt per row: pack each prompt alone, from the left.")
+    if sample.max_new_tokens < 1:
+        raise ValueError(f"sample.max_new_tokens={sample.max_new_tokens} must be at least 1.")
+    seeds = np.arange(segments.shape[0], dtype=np.int32) if seeds is None else seeds
+    knobs = (sample.max_new_tokens, sample.temperature, sample.top_k, sample.top_p)
+    return _generate(params, cfg, batch, seeds, jax.random.key(sample.seed), knobs, tuple(eos), precision)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5, 6, 7))
+def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
+    limit, *how = knobs
+    valid = batch["und_segment_ids"] >= 0
+    lengths = valid.sum(1).astype(jnp.int32)
+    position = jnp.where(valid[:, None], batch["und_positions"], -1.0).max((1, 2)) + 1
+    hidden, cache = decode.prefill(params, cfg, batch, limit, precision=precision)
+    last = take_rows(hidden, lengths[:, None] - 1)
+    logits = cosmos.logits(params, cfg, last, precision=precision)[:, 0]
+
+    def draw(logits, step, done):
+        def one(logits, seed, key, step):
+            return choose(logits, jax.random.fold_in(jax.random.fold_in(key, seed), step), *how)
+
+        rows = lambda logits, seeds, key, step: jax.vmap(one, (0, 0, None, None))(logits, seeds, key, step)  # noqa: E731
+        token = shard.rowwise_shared(rows, (shard.constrain(logits, ("batch", "feature")), seeds), (key, step))
+        return jnp.where(done, PAD, token)
+
+    def ends(token):
+        return functools.reduce(jnp.logical_or, [token == e for e in eos], token == PAD)
+
+    token = draw(logits, jnp.int32(0), lengths == 0)
+    answer = jnp.where(jnp.arange(limit) == 0, token[:, None], PAD)
+
+    def unfinished(carry):
+        step, token, done, *_ = carry
+        return (step < limit) & ~jnp.all(done)
+
+    def body(carry):
+        step, token, done, answer, cache = carry
+        at = jnp.broadcast_to((position + (step - 1))[:, None], (*position.shape, 3))
+        logits, cache = decode.decode_step(
+            params, cfg, jnp.maximum(token, 0), at, cache, lengths + step - 1, precision=precision
+        )
+        token = draw(logits, step, done)
+        answer = jnp.where(jnp.arange(limit) == step, token[:, None], answer)
+        return step + 1, token, done | ends(token), answer, cache
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(1), token, ends(token), answer, cache))[3]
+
+
+def choose(logits: jax.Array, key: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
+    """One token id from logits [vocab] float32. Temperature 0: the largest. ValueError for settings out of range."""
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"sample.temperature={temperature} ≥ 0, top_k={top_k} ≥ 0, 0 < top_p={top_p} ≤ 1 must hold.")
+    if temperature == 0:
+        return jnp.argmax(logits).astype(jnp.int32)
+    return jax.random.categorical(key, keep(logits / temperature, top_k, top_p)).astype(jnp.int32)
+
+
+def keep(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """logits [vocab] with −∞ outside the k largest, then outside the smallest set whose probability reaches top_p."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
+    if top_p < 1:
+        order = jnp.argsort(-logits)
+        p = jax.nn.softmax(logits[order])
+        before = jnp.cumsum(p) - p  # probability of everything larger
+        logits = jnp.where((before >= top_p)[jnp.argsort(order)], -jnp.inf, logits)
+    return logits

@@ -1,0 +1,12 @@
+"""Every test runs on the CPU, with one shared compilation cache and compilation tuned for short programs."""
+
+import os
+import pathlib
+import tempfile
+
+CACHE = pathlib.Path(tempfile.gettempdir()) / "cosmos_jax_test_cache"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
