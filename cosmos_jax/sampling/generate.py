@@ -13,16 +13,48 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos
 from cosmos_jax.model.modality import valid_elements
 from cosmos_jax.precision import Precision
-from cosmos_jax.sampling import guidance as cfg_guidance
+from cosmos_jax.sampling import guidance as two_branches
 from cosmos_jax.sampling.schedules import Schedule
+from data_pipelines.packing import patchify
 from data_pipelines.schema import MODALITIES
 
 Buffers = dict[str, jax.Array]  # modality → [B, tokens, features] float32
+
+
+def framework_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Unit Gaussian noise as the framework draws it: float32 of numpy's RandomState (spec model.md §7.1)."""
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def framework_buffers(
+    batch: dict, samples: dict[tuple[int, int], tuple[int, list[tuple[int, int, int, int]]]], patch: int
+) -> dict[str, np.ndarray]:
+    """`framework_noise` of every sample, in the batch's buffers: {"vision", "action", "sound"} float32 like `*_x0`.
+
+    samples: (row, segment) → (seed, latent shapes [C,T,h,w] of its vision items). Every vision item, the action [T_a,A]
+    and the sound [Ds,T_s] of a sample are drawn from the same seed, each from its beginning, as in the framework.
+    """
+    buffers = {n: np.zeros(batch[f"{n}_x0"].shape, np.float32) for n in MODALITIES}
+    for (row, segment), (seed, shapes) in samples.items():
+        place = {n: np.flatnonzero(np.asarray(batch[f"{n}_segment_ids"])[row] == segment) for n in MODALITIES}
+        action, sound = ((len(place[n]), buffers[n].shape[-1]) for n in ("action", "sound"))
+        items = [patchify(framework_noise(seed, shape), patch) for shape in shapes]
+        noise = {"vision": np.concatenate(items) if items else np.zeros((0, buffers["vision"].shape[-1]))}
+        noise |= {"action": framework_noise(seed, action), "sound": framework_noise(seed, sound[::-1]).T}
+        for name, where in place.items():
+            if len(where) != len(noise[name]):
+                raise ValueError(
+                    f"row {row}, segment {segment} has {len(where)} {name} tokens, but the shapes {shapes} give "
+                    f"{len(noise[name])}; name every vision item of the sample, clean ones included."
+                )
+            buffers[name][row, where] = noise[name]
+    return buffers
 
 
 class State(NamedTuple):
@@ -63,8 +95,6 @@ def denoise(
     back after every step, so conditions stay exact. `trajectory`: also return x after each step, stacked [N, …].
     `progress(i)` is called on the host when step i is done, in no guaranteed order.
     """
-    rows = jax.tree.map(jnp.asarray, schedule.rows())
-
     def body(state, xs):
         i, row = xs
         new = solver_step(state, velocity_fn(state.x, row["timestep"]), row)
@@ -74,7 +104,7 @@ def denoise(
             jax.debug.callback(progress, i)
         return new, new.x if trajectory else None
 
-    state, path = jax.lax.scan(body, start(x), (jnp.arange(schedule.steps), rows))
+    state, path = jax.lax.scan(body, start(x), (jnp.arange(schedule.steps), schedule.rows()))
     return (state.x, path) if trajectory else state.x
 
 
@@ -93,13 +123,13 @@ def sample_latents(
 ) -> Buffers:
     """Denoise every noisy token of `batch`; returns {"vision", "action", "sound"} float32 buffers like `*_x0`.
 
-    noise: unit Gaussian buffers, from `noise.framework_noise` or `flow.draw_noise`. Every segment is its own sample; all
+    noise: unit Gaussian buffers, from `framework_buffers` or `flow.draw_noise`. Every segment is its own sample; all
     share the schedule. uncond: the same samples packed with the negative (or empty) caption, needed when guidance ≠ 1:
     v = v_u + guidance·(v_c − v_u). Clean tokens come back bit-equal to x0, invalid channels and padding as 0.
     `reuse=False` runs the und tower again in every step: the same numbers, slower (a test of the reuse).
     ValueError when guidance and uncond contradict each other.
     """
-    guided = cfg_guidance.check(batch, uncond, guidance)
+    guided = two_branches.check(batch, uncond, guidance)
     return _sample(
         params, cfg, batch, uncond if guided else None, noise, schedule, jnp.float32(guidance),
         precision=precision, reuse=reuse, progress=progress,
@@ -114,18 +144,18 @@ def _sample(params, cfg, batch, uncond, noise, schedule, guidance, *, precision,
         valid = valid_elements(batch, n, cfg.patch)
         noisy[n] = valid & batch[f"{n}_noisy"][..., None]
         x[n] = jnp.where(noisy[n], noise[n], jnp.where(valid, batch[f"{n}_x0"], 0.0))
-    rows = batch if uncond is None else cfg_guidance.stack(batch, uncond)
+    rows = batch if uncond is None else two_branches.stack(batch, uncond)
     cache = cosmos.und(params, cfg, rows, precision=precision).cache
 
     def velocity(x, timestep):
         if uncond is not None:
-            x = cfg_guidance.stack(x, x)
+            x = two_branches.stack(x, x)
         timesteps = jnp.full_like(rows["segment_shift"], timestep)
         if reuse:
             v = cosmos.gen(params, cfg, rows, x, timesteps, cache, precision=precision)
         else:
             v = cosmos.apply(params, cfg, rows, x, timesteps, precision=precision).velocity
-        return v if uncond is None else cfg_guidance.combine(v, guidance)
+        return v if uncond is None else two_branches.combine(v, guidance)
 
     done = denoise(velocity, x, schedule, noisy, progress=progress)
     return {n: done[n] if n in done else batch[f"{n}_x0"] for n in MODALITIES}

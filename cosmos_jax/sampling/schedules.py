@@ -30,10 +30,10 @@ class Schedule(NamedTuple):
         return len(self.timesteps)
 
     def rows(self) -> dict[str, np.ndarray]:
-        """What each step of the device loop needs, float32, leading axis N."""
+        """What each step of the device loop needs, float32, leading axis N (host or traced, as the schedule is)."""
         names = ("timestep", "sigma", "corrector", "predictor")
         values = (self.timesteps, self.sigmas[:-1], self.corrector, self.predictor)
-        return {n: np.asarray(v, np.float32) for n, v in zip(names, values, strict=True)}
+        return {n: v.astype(np.float32) for n, v in zip(names, values, strict=True)}
 
 
 def build(solver: str, steps: int, shift: float) -> Schedule:
