@@ -1,7 +1,7 @@
 """The reasoner one token at a time: a key/value cache instead of the whole prompt.
 
-In: a packed batch with one prompt per row, right-padded; then one new token per row. Out: logits. A new token's attention
-is the generator's: one query over cached und keys and its own key, in one softmax. Spec model.md §2.2, §3.4.
+In: a packed batch with one prompt per row, right-padded; then one new token per row. Out: logits. A new token's
+attention is the generator's: one query over cached und keys and its own key, in one softmax. Spec model.md §2.2, §3.4.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cosmos_jax.precision import Precision
 
 
 def prefill(params: dict, cfg: ModelConfig, batch: dict, room: int, *, precision: Precision) -> tuple[jax.Array, KV]:
-    """The prompts in one pass: (normalised hidden states [B,U,D], cache [L,B,U+room,Hkv,d] of the und tower's own keys).
+    """The prompts in one pass: (normalised hidden states [B,U,D], cache [L,B,U+room,Hkv,d] of the und tower's keys).
 
     It differs from `cosmos.und` in its keys: Edge's und queries see other keys than gen queries do.
     """

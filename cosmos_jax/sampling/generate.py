@@ -91,10 +91,11 @@ def denoise(
 ) -> Buffers | tuple[Buffers, Buffers]:
     """Integrate dx/dσ = velocity_fn(x, timestep) from the first sigma of `schedule` to 0; traceable.
 
-    x: pytree of float32 arrays; timestep: float32 scalar in 0 … 1000. Where `noisy` (same tree, bool) is False, x is put
-    back after every step, so conditions stay exact. `trajectory`: also return x after each step, stacked [N, …].
+    x: pytree of float32 arrays; timestep: float32 scalar in 0 … 1000. Where `noisy` (same tree, bool) is False, x is
+    put back after every step, so conditions stay exact. `trajectory`: also return x after each step, stacked [N, …].
     `progress(i)` is called on the host when step i is done, in no guaranteed order.
     """
+
     def body(state, xs):
         i, row = xs
         new = solver_step(state, velocity_fn(state.x, row["timestep"]), row)

@@ -31,11 +31,11 @@ def generate_text(
     precision: Precision,
     seeds: np.ndarray | None = None,
 ) -> jax.Array:
-    """New tokens [B, sample.max_new_tokens] int32: each row ends with its eos, then -1; a row without a prompt is all -1.
+    """New tokens [B, sample.max_new_tokens] int32: each row up to its eos, then -1; a row without a prompt is all -1.
 
     One prompt per row (ValueError otherwise), as und segment 0 without padding in front. Row b draws from the seed
-    (sample.seed, seeds[b]); by default seeds[b] = b. Temperature 0 is greedy. New tokens continue at the prompt's largest
-    position + 1 on all three axes (Qwen3-VL).
+    (sample.seed, seeds[b]); by default seeds[b] = b. Temperature 0 is greedy. New tokens continue at the prompt's
+    largest position + 1 on all three axes (Qwen3-VL).
     """
     segments = batch["und_segment_ids"]
     if isinstance(segments, np.ndarray) and (np.any(segments > 0) or np.any(np.diff(segments, axis=1) > 0)):
@@ -50,6 +50,7 @@ def generate_text(
 @functools.partial(jax.jit, static_argnums=(1, 5, 6, 7))
 def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
     limit, *how = knobs
+    seeds = shard.constrain(jnp.asarray(seeds), ("batch",))
     valid = batch["und_segment_ids"] >= 0
     lengths = valid.sum(1).astype(jnp.int32)
     position = jnp.where(valid[:, None], batch["und_positions"], -1.0).max((1, 2)) + 1
@@ -57,13 +58,13 @@ def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
     last = take_rows(hidden, lengths[:, None] - 1)
     logits = cosmos.logits(params, cfg, last, precision=precision)[:, 0]
 
-    def draw(logits, step, done):
-        def one(logits, seed, key, step):
-            return choose(logits, jax.random.fold_in(jax.random.fold_in(key, seed), step), *how)
+    @functools.partial(jax.vmap, in_axes=(0, 0, None, None))
+    def draw_row(logits, seed, key, step):
+        return choose(logits, jax.random.fold_in(jax.random.fold_in(key, seed), step), *how)
 
-        rows = lambda logits, seeds, key, step: jax.vmap(one, (0, 0, None, None))(logits, seeds, key, step)  # noqa: E731
-        token = shard.rowwise_shared(rows, (shard.constrain(logits, ("batch", "feature")), seeds), (key, step))
-        return jnp.where(done, PAD, token)
+    def draw(logits, step, done):
+        logits = shard.constrain(logits, ("batch", "feature"))  # every row whole
+        return jnp.where(done, PAD, shard.rowwise_shared(draw_row, (logits, seeds), (key, step)))
 
     def ends(token):
         return functools.reduce(jnp.logical_or, [token == e for e in eos], token == PAD)

@@ -40,7 +40,7 @@ def seeing():
 
 
 def prompts(cfg: ModelConfig, room: int = 0, lengths=LENGTHS) -> dict:
-    """Right-padded prompts, `room` further slots; the first 4 tokens after the first are an image if the model can see."""
+    """Right-padded prompts and `room` further slots; tokens 1 to 4 are an image if the model can see."""
     vit = 16 if cfg.vision else 0
     batch = empty_batch(Bucket(len(lengths), max(lengths) + room, 0, 0, 0, 0, 1, vit), cfg.sequence)
     for b, n in enumerate(lengths):
@@ -126,9 +126,10 @@ def test_greedy_equals_transformers():
     model, cfg, params = tiny("omni")
     config = Qwen3VLTextConfig(
         vocab_size=cfg.vocab, hidden_size=cfg.hidden, intermediate_size=cfg.mlp, num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, head_dim=cfg.head_dim, rms_norm_eps=cfg.norm_eps,
-        rope_parameters=dict(
-            rope_type="default", rope_theta=cfg.rope_theta, mrope_section=list(cfg.rope_sections), mrope_interleaved=True
+        num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, head_dim=cfg.head_dim,
+        rms_norm_eps=cfg.norm_eps, rope_parameters=dict(
+            rope_type="default", rope_theta=cfg.rope_theta, mrope_section=list(cfg.rope_sections),
+            mrope_interleaved=True,
         ),
     )  # fmt: skip
     other = Qwen3VLTextModel(config).eval()
@@ -175,7 +176,8 @@ def test_draws_repeat_by_seed_and_do_not_depend_on_the_batch():
     _, cfg, params = tiny("omni")
     kw = dict(temperature=1.5, top_k=50, top_p=0.95, seed=3)
     batch = prompts(cfg)
-    a, again, other = generate(params, cfg, batch, **kw), generate(params, cfg, batch, **kw), generate(params, cfg, batch, **kw | {"seed": 4})  # fmt: skip
+    a, again = generate(params, cfg, batch, **kw), generate(params, cfg, batch, **kw)
+    other = generate(params, cfg, batch, **kw | {"seed": 4})
     np.testing.assert_array_equal(a, again)
     assert (a != other).any() and (a != generate(params, cfg, batch)).any()
     turned = {k: v[::-1].copy() for k, v in batch.items()}

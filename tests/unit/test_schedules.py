@@ -96,9 +96,11 @@ def test_what_is_not_noisy_never_moves_and_progress_is_reported():
     seen = []
     x = {"vision": jnp.asarray(np.random.RandomState(2).standard_normal((4, 3)), jnp.float32)}
     noisy = {"vision": jnp.asarray([[True], [False], [True], [False]]) & jnp.ones((4, 3), bool)}
-    out, path = denoise(
-        lambda x, t: {"vision": 3.0 * x["vision"] + t}, x, schedules.unipc(6, 5.0), noisy, progress=seen.append, trajectory=True
-    )  # fmt: skip
+
+    def velocity(x, t):
+        return {"vision": 3.0 * x["vision"] + t}
+
+    out, path = denoise(velocity, x, schedules.unipc(6, 5.0), noisy, progress=seen.append, trajectory=True)
     jax.effects_barrier()
     assert sorted(int(i) for i in seen) == list(range(6))
     np.testing.assert_array_equal(out["vision"][1::2], x["vision"][1::2])

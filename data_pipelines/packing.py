@@ -1,0 +1,330 @@
+"""From samples to a batch: plan, look ahead, pack. The only packer of the project, for training and inference.
+
+In: `Sample`s. Out: the batch of `schema.py`. A sample is never split, dropped or reordered inside a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_pipelines import positions
+from data_pipelines.sample import Sample, validate
+from data_pipelines.schema import MODALITIES, Bucket, SequenceSpec, empty_batch
+from data_pipelines.tasks import ALL, INDEX, task
+from data_pipelines.video import MERGE, VitInput, preprocess
+
+STREAMS = ("und", "gen", *MODALITIES, "vit")  # capacities a sample uses, besides one segment
+
+
+def patchify(latents: np.ndarray, p: int) -> np.ndarray:
+    """[C,T,H,W] → [T·⌈H/p⌉·⌈W/p⌉, p·p·C]; zero-padded bottom and right; features (row, col, channel)."""
+    c, t, h, w = latents.shape
+    rows, cols = -(-h // p), -(-w // p)
+    x = np.pad(latents, ((0, 0), (0, 0), (0, rows * p - h), (0, cols * p - w)))
+    return x.reshape(c, t, rows, p, cols, p).transpose(1, 2, 4, 3, 5, 0).reshape(t * rows * cols, p * p * c)
+
+
+def unpatchify(tokens: np.ndarray, shape: tuple[int, int, int, int], p: int) -> np.ndarray:
+    """Inverse of `patchify`; `shape` is the latents' [C,T,H,W]."""
+    c, t, h, w = shape
+    rows, cols = -(-h // p), -(-w // p)
+    x = tokens.reshape(t, rows, cols, p, p, c).transpose(5, 0, 1, 3, 2, 4)
+    return x.reshape(c, t, rows * p, cols * p)[:, :, :h, :w]
+
+
+@dataclass
+class Planned:
+    """A sample as token arrays, ready to be copied into a row."""
+
+    sample: Sample
+    ids: np.ndarray  # [L]
+    targets: np.ndarray  # [L]
+    und_positions: np.ndarray  # [3, L]
+    gen_positions: np.ndarray  # [3, G]: vision, action, sound
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n, features]
+    noisy: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n] bool
+    extent: np.ndarray | None = None  # [V, 2]
+    vit: VitInput | None = None
+    pads: np.ndarray | None = None  # [L] bool: tokens that ViT features replace
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Slots the sample needs in each stream."""
+        counts = {m: len(self.tokens.get(m, ())) for m in MODALITIES}
+        return {
+            "und": len(self.ids), "gen": sum(counts.values()), **counts,
+            "vit": len(self.vit.patches) if self.vit else 0,
+        }  # fmt: skip
+
+
+def plan(s: Sample, tokenizer, spec: SequenceSpec, round_fps: bool = True) -> Planned:
+    """Tokens, targets, positions and the clean/noisy rule of one sample. ValueError as in `sample.validate`.
+
+    tokenizer: a `ChatTokenizer`. Text split: chat(prompt) + [eos, vision_start] if the sample generates (spec §4.1).
+    """
+    validate(s, spec)
+    row = task(s.task)
+    if not row.generates:
+        return _plan_reason(s, tokenizer, spec)
+    ids = np.asarray(tokenizer.generation_ids(s.prompt), np.int32)
+    origin = positions.start_of_generation(len(ids), spec)
+    fps = positions.conditioning_fps(s.fps, round_fps)
+    c, t, h, w = s.vision_latents.shape
+    p = spec.patch
+    rows, cols = -(-h // p), -(-w // p)
+    clean = t if row.clean_frames == ALL else row.clean_frames
+    out = Planned(s, ids, np.full(len(ids), -1, np.int32), positions.text(len(ids)), np.zeros((3, 0), np.float32))
+    places = [positions.vision(t, rows, cols, origin, fps, spec)]
+    out.tokens["vision"] = patchify(s.vision_latents, p)
+    out.noisy["vision"] = np.repeat(np.arange(t) >= clean, rows * cols)
+    edge = [np.minimum(p, n - p * np.arange(-(-n // p))) for n in (h, w)]
+    grid = np.stack(np.meshgrid(*edge, indexing="ij"), -1).reshape(1, -1, 2)
+    out.extent = np.repeat(grid, t, 0).reshape(-1, 2)
+    if s.actions is not None:
+        n, width = s.actions.shape
+        places.append(positions.action(n, origin, fps, spec))
+        out.tokens["action"] = np.pad(s.actions, ((0, 0), (0, spec.action_dim - width)))
+        out.noisy["action"] = np.full(n, row.action == "noisy")
+    if s.sound_latents is not None:
+        n = s.sound_latents.shape[1]
+        places.append(positions.sound(n, origin, spec))
+        out.tokens["sound"] = s.sound_latents.T
+        out.noisy["sound"] = np.ones(n, bool)
+    out.gen_positions = np.concatenate(places, 1)
+    return out
+
+
+def _plan_reason(s: Sample, tokenizer, spec: SequenceSpec) -> Planned:
+    """A question about frames, and its answer as next-token targets (spec §3.2, §3.5)."""
+    vit = preprocess(s.frames, spec) if s.frames is not None else None
+    spans = vit.grid[0] if vit else 0
+    per_span = vit.grid[1] * vit.grid[2] if vit else 0
+    ids, supervised = tokenizer.reason_ids(s.prompt, s.answer, [per_span] * spans, s.frame_times)
+    ids = np.asarray(ids, np.int32)
+    pads = np.isin(ids, [tokenizer.video_pad]) if vit else np.zeros(len(ids), bool)
+    runs: list[int | tuple[int, int]] = []
+    i = 0
+    while i < len(ids):  # runs of text, and one grid per span of pads
+        if pads[i]:
+            runs.append((vit.grid[1], vit.grid[2]))
+            i += per_span
+        else:
+            n = int(np.argmax(pads[i:])) if pads[i:].any() else len(ids) - i
+            runs.append(n)
+            i += n
+    follow = np.asarray(supervised, bool)
+    targets = np.full(len(ids), -1, np.int32)
+    targets[:-1][follow[1:]] = ids[1:][follow[1:]]  # the position before a supervised token predicts it
+    where = positions.reasoner(runs)
+    return Planned(s, ids, targets, where, np.zeros((3, 0), np.float32), vit=vit, pads=pads)
+
+
+@dataclass
+class Row:
+    """Planned samples that share one row, and what they leave free."""
+
+    free: dict[str, int]
+    segments: int
+    samples: list[Planned] = field(default_factory=list)
+
+    def fits(self, size: dict[str, int]) -> bool:
+        return self.segments > 0 and all(size[k] <= self.free[k] for k in STREAMS)
+
+    def add(self, p: Planned) -> None:
+        for k, n in p.size.items():
+            self.free[k] -= n
+        self.segments -= 1
+        self.samples.append(p)
+
+
+def new_row(bucket: Bucket) -> Row:
+    return Row({k: getattr(bucket, k) for k in STREAMS}, bucket.segments)
+
+
+def check_fits(p: Planned, bucket: Bucket) -> None:
+    """ValueError naming the capacity when a sample alone exceeds the bucket."""
+    for k, n in p.size.items():
+        if n > getattr(bucket, k):
+            raise ValueError(
+                f"sample {p.sample.sample_id} ({p.sample.task}) needs {n} {k} slots, but data.bucket.{k} is "
+                f"{getattr(bucket, k)}; raise it or shorten the sample."
+            )
+
+
+@dataclass
+class Filled:
+    """How full the packed rows are: slots used and offered, by stream."""
+
+    used: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
+    offered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
+
+    def count(self, rows: Sequence[Row], bucket: Bucket) -> None:
+        for r in rows:
+            for k in STREAMS:
+                self.used[k] += getattr(bucket, k) - r.free[k]
+                self.offered[k] += getattr(bucket, k)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the und and gen slots that hold tokens: the cost of a step is paid for all of them."""
+        return (self.used["und"] + self.used["gen"]) / max(self.offered["und"] + self.offered["gen"], 1)
+
+
+class Packer:
+    """Look-ahead packing: each row takes, from the next `look_ahead` samples, those that fill it best.
+
+    The oldest waiting sample always opens the next row, so nothing starves. Deterministic.
+    """
+
+    def __init__(self, bucket: Bucket, look_ahead: int):
+        self.bucket, self.look_ahead = bucket, max(look_ahead, 1)
+        self.waiting: list[Planned] = []
+        self.filled = Filled()
+
+    def batch(self, more: Iterator[Planned], spec: SequenceSpec) -> dict[str, np.ndarray] | None:
+        """The next batch; None when `more` is exhausted before the first row is begun."""
+        rows = [self._row(more) for _ in range(self.bucket.rows)]
+        if not any(r.samples for r in rows):
+            return None
+        self.filled.count(rows, self.bucket)
+        return fill([r.samples for r in rows], self.bucket, spec)
+
+    def _refill(self, more: Iterator[Planned]) -> None:
+        while len(self.waiting) < self.look_ahead:
+            p = next(more, None)
+            if p is None:
+                return
+            check_fits(p, self.bucket)
+            self.waiting.append(p)
+
+    def _row(self, more: Iterator[Planned]) -> Row:
+        row = new_row(self.bucket)
+        self._refill(more)
+        if self.waiting:
+            row.add(self.waiting.pop(0))
+        while True:
+            self._refill(more)
+            best = self._best(row)
+            if best is None:
+                return row
+            row.add(self.waiting.pop(best))
+
+    def _best(self, row: Row) -> int | None:
+        """The sample after which the two streams are most evenly filled; when nearly full, the one that leaves least."""
+        cap = {k: max(getattr(self.bucket, k), 1) for k in ("und", "gen")}
+        best, score = None, None
+        for i, p in enumerate(self.waiting):
+            size = p.size
+            if not row.fits(size):
+                continue
+            left = [(row.free[k] - size[k]) / cap[k] for k in ("und", "gen")]
+            s = self._reachable(row, i, size) if row.free["und"] + row.free["gen"] < 0.35 * sum(cap.values()) else None
+            value = (s if s is not None else abs(left[0] - left[1]), i)
+            if score is None or value < score:
+                best, score = i, value
+        return best
+
+    def _reachable(self, row: Row, chosen: int, size: dict[str, int]) -> float:
+        """Slots left empty after this sample and the best single one that could still follow it."""
+        und, gen = row.free["und"] - size["und"], row.free["gen"] - size["gen"]
+        after = und + gen
+        for j, q in enumerate(self.waiting):
+            n = q.size
+            if j != chosen and n["und"] <= und and n["gen"] <= gen:
+                after = min(after, und + gen - n["und"] - n["gen"])
+        return float(after)
+
+
+def fill(rows: Sequence[Sequence[Planned]], bucket: Bucket, spec: SequenceSpec) -> dict[str, np.ndarray]:
+    """Write planned samples into the arrays of one batch, row by row, segment by segment."""
+    batch = empty_batch(bucket, spec)
+    starts = {"vision": 0, "action": batch["vision_x0"].shape[1]}
+    starts["sound"] = starts["action"] + batch["action_x0"].shape[1]
+    for b, samples in enumerate(rows):
+        at = dict.fromkeys(STREAMS, 0)
+        frames = 0  # ViT frames are numbered through the row
+        for n, p in enumerate(samples):
+            _fill_segment(batch, b, n, p, at, starts, frames)
+            frames += p.vit.grid[0] if p.vit else 0
+    return batch
+
+
+def _fill_segment(batch, b: int, n: int, p: Planned, at: dict, starts: dict, frames: int) -> None:
+    s = p.sample
+    und = slice(at["und"], at["und"] + len(p.ids))
+    batch["und_ids"][b, und], batch["und_targets"][b, und] = p.ids, p.targets
+    batch["und_segment_ids"][b, und] = n
+    batch["und_positions"][b, :, und] = p.und_positions
+    if p.vit is not None:
+        v = slice(at["vit"], at["vit"] + len(p.vit.patches))
+        batch["vit_patches"][b, v], batch["vit_rowcol"][b, v] = p.vit.patches, p.vit.rowcol
+        batch["vit_segment_ids"][b, v] = p.vit.frame_ids + frames
+        batch["vit_interp_index"][b, v], batch["vit_interp_weight"][b, v] = p.vit.interp_index, p.vit.interp_weight
+        first = at["vit"] // MERGE**2
+        batch["und_vit_index"][b, und][p.pads] = first + np.arange(int(p.pads.sum()))
+        at["vit"] = v.stop
+    at["und"] = und.stop
+
+    batch["segment_sample_id"][b, n], batch["segment_task"][b, n] = s.sample_id, INDEX[s.task]
+    batch["segment_shift"][b, n] = s.shift
+    batch["segment_is_image"][b, n] = task(s.task).vision == "image"
+    gen = slice(at["gen"], at["gen"] + p.size["gen"])
+    batch["gen_segment_ids"][b, gen] = n
+    batch["gen_positions"][b, :, gen] = p.gen_positions
+    place = at["gen"]
+    for i, m in enumerate(MODALITIES):
+        if m not in p.tokens:
+            continue
+        count = len(p.tokens[m])
+        rows = slice(at[m], at[m] + count)
+        batch[f"{m}_x0"][b, rows], batch[f"{m}_noisy"][b, rows] = p.tokens[m], p.noisy[m]
+        batch[f"{m}_index"][b, rows] = np.arange(place, place + count)
+        batch[f"{m}_segment_ids"][b, rows] = n
+        batch[f"{m}_token_ids"][b, rows] = np.arange(count)
+        batch["gen_source"][b, place : place + count] = starts[m] + np.arange(rows.start, rows.stop)
+        batch["segment_items"][b, n, i] = 1
+        if m == "vision":
+            batch["vision_extent"][b, rows] = p.extent
+            elements = s.vision_latents.size
+        elif m == "action":
+            batch["action_width"][b, rows], batch["action_domain"][b, rows] = s.actions.shape[1], s.domain
+            elements = s.actions.size
+        else:
+            elements = p.tokens[m].size
+        batch[f"{m}_weight"][b, rows] = 1.0 / elements
+        at[m], place = rows.stop, place + count
+    at["gen"] = place
+
+
+def tight_bucket(planned: Iterable[Planned], rows: int, round_to: int = 32) -> Bucket:
+    """The bucket for one sample per row: each capacity is the largest need, rounded up to spare recompilations."""
+    need = dict.fromkeys(STREAMS, 0)
+    for p in planned:
+        for k, n in p.size.items():
+            need[k] = max(need[k], n)
+    return Bucket(rows=rows, segments=1, **{k: -(-n // round_to) * round_to for k, n in need.items()})
+
+
+def one_per_row(planned: Sequence[Planned], spec: SequenceSpec, rows: int | None = None) -> dict[str, np.ndarray]:
+    """Inference batches: sample i alone in row i; `rows` may exceed their number (the rest is padding)."""
+    bucket = tight_bucket(planned, rows or len(planned))
+    return fill([[p] for p in planned], bucket, spec)
+
+
+def unpack(buffers: dict[str, np.ndarray], batch: dict, b: int, n: int, s: Sample, spec: SequenceSpec) -> dict:
+    """Buffers shaped like `*_x0` → the arrays of segment n in row b: vision [C,T,h,w], action [rows,width], sound [Ds,T]."""
+    out = {}
+    for m, x in buffers.items():
+        tokens = np.asarray(x)[b][np.asarray(batch[f"{m}_segment_ids"])[b] == n]
+        if not len(tokens):
+            continue
+        if m == "vision":
+            out[m] = unpatchify(tokens, s.vision_latents.shape, spec.patch)
+        elif m == "action":
+            out[m] = tokens[:, : s.actions.shape[1]]
+        else:
+            out[m] = tokens.T
+    return out

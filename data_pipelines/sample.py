@@ -1,0 +1,114 @@
+"""One training example or one request, before it becomes tokens.
+
+In: text, latents, actions. Out: a `Sample` that `validate` has found coherent; a request differs from a training sample
+only in that its noisy streams hold zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.schema import SequenceSpec
+from data_pipelines.tasks import ALL, task
+
+ACTION_LIMIT = 5.0  # normalised actions beyond this were not normalised
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Optional streams of one example. Which of them must be there follows from `task` (data_pipelines/tasks.py)."""
+
+    task: str
+    prompt: str  # caption, instruction or question; "" is the unconditional prompt
+    sample_id: int = 0  # seeds noise and sigma; names the sample in errors
+    answer: str | None = None  # what `reason` is trained to say; None when it is asked
+    vision_latents: np.ndarray | None = None  # [C, T, h, w] float32, normalised
+    sound_latents: np.ndarray | None = None  # [Ds, Ts] float32, normalised
+    actions: np.ndarray | None = None  # [rows, width] float32, normalised
+    domain: int = 0  # embodiment
+    fps: float = 24.0  # of the pixels
+    shift: float = 1.0  # flow shift of the sigma law
+    frames: np.ndarray | None = None  # [F, H, W, 3] uint8 for the vision encoder (`reason`)
+    frame_times: tuple[float, ...] = ()  # seconds, one per group of frames the encoder merges
+
+
+def validate(s: Sample, spec: SequenceSpec) -> None:
+    """Raise ValueError with one sentence that names the fault and the remedy."""
+    row = task(s.task)
+    who = f"sample {s.sample_id} ({s.task})"
+    if not s.fps > 0:
+        raise ValueError(f"{who}: fps={s.fps} must be positive; give the frame rate of the video.")
+    if row.vision == "none":
+        if s.vision_latents is not None or s.actions is not None or s.sound_latents is not None:
+            raise ValueError(f"{who}: takes no latents; pass pixels as `frames`.")
+        if s.frames is not None:
+            _check_frames(s, spec, who)
+        return
+    _check_vision(s, spec, who)
+    frames = s.vision_latents.shape[1]
+    if row.vision == "image" and frames != 1:
+        raise ValueError(f"{who}: makes one frame, but the video has {frames} latent frames; pass a single image.")
+    if row.vision == "video" and frames < 2:
+        raise ValueError(f"{who}: needs a video of at least {1 + spec.temporal_factor} frames, got one latent frame.")
+    if row.clean_frames != ALL and row.clean_frames >= frames and row.vision == "video":
+        need = 1 + spec.temporal_factor * row.clean_frames
+        raise ValueError(f"{who}: conditions on {row.clean_frames} latent frames, so it needs at least {need} frames.")
+    if (row.action == "none") != (s.actions is None):
+        raise ValueError(f"{who}: {'takes no' if s.actions is not None else 'needs'} actions.")
+    if s.actions is not None:
+        _check_actions(s, spec, who)
+    if row.sound == "noisy" and s.sound_latents is None:
+        raise ValueError(f"{who}: needs sound latents.")
+    if row.sound == "none" and s.sound_latents is not None:
+        raise ValueError(f"{who}: takes no sound; use text2video_sound, image2video or video2video.")
+    if s.sound_latents is not None:
+        x = s.sound_latents
+        if not spec.sound_dim:
+            raise ValueError(f"{who}: this model has no sound stream.")
+        if x.ndim != 2 or x.shape[0] != spec.sound_dim:
+            raise ValueError(f"{who}: sound latents of shape {x.shape}, expected ({spec.sound_dim}, frames).")
+        _finite(x, who, "sound latents")
+
+
+def _check_frames(s: Sample, spec: SequenceSpec, who: str) -> None:
+    x = s.frames
+    if not spec.vit_patch:
+        raise ValueError(f"{who}: this model has no vision encoder (model.vision is not set).")
+    if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != np.uint8:
+        raise ValueError(f"{who}: frames must be uint8 [F, H, W, 3], got {x.dtype} {x.shape}.")
+    groups = -(-len(x) // spec.vit_temporal)
+    if len(s.frame_times) != groups:
+        raise ValueError(f"{who}: {len(x)} frames need {groups} frame_times, got {len(s.frame_times)}.")
+
+
+def _check_vision(s: Sample, spec: SequenceSpec, who: str) -> None:
+    x = s.vision_latents
+    if x is None:
+        raise ValueError(f"{who}: needs vision latents.")
+    if x.ndim != 4 or x.shape[0] != spec.latent_channels:
+        raise ValueError(f"{who}: vision latents of shape {x.shape}, expected ({spec.latent_channels}, T, h, w).")
+    _finite(x, who, "vision latents")
+
+
+def _check_actions(s: Sample, spec: SequenceSpec, who: str) -> None:
+    x = s.actions
+    if not spec.action_dim:
+        raise ValueError(f"{who}: this model has no action stream.")
+    if x.ndim != 2 or not 0 < x.shape[1] <= spec.action_dim:
+        raise ValueError(f"{who}: actions of shape {x.shape}, expected (rows, at most {spec.action_dim}).")
+    want = spec.temporal_factor * (s.vision_latents.shape[1] - 1)
+    if len(x) != want:
+        raise ValueError(f"{who}: {len(x)} action rows, but {want + 1} frames have {want} steps between them.")
+    _finite(x, who, "actions")
+    if np.abs(x).max() > ACTION_LIMIT:
+        raise ValueError(
+            f"{who}: an action of {np.abs(x).max():.1f} is not in normalised units (about −1 … 1); "
+            "normalise with the dataset's statistics (data_pipelines/action.py)."
+        )
+
+
+def _finite(x: np.ndarray, who: str, what: str) -> None:
+    if not np.isfinite(x).all():
+        raise ValueError(f"{who}: {what} hold NaN or infinity; drop the sample or repair its source.")

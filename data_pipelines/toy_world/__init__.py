@@ -1,0 +1,1 @@
+"""A table-top seen from above: pucks, a gripper, sound. Deterministic functions of a seed."""

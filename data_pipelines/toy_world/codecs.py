@@ -1,0 +1,168 @@
+"""Small frozen tokenisers for video and sound, fitted in closed form (principal components), no training.
+
+In: pixels or waveform. Out: normalised latents with the interface of the real VAEs: causal 1+4k frames → 1+k latent
+frames, 25 sound latents a second, zero mean and unit variance overall on the data they were fitted to.
+
+Components are scaled by the *square root* of their deviation: leading ones keep a larger variance than trailing ones, so
+a small model's loss is about what is visible first. (The real VAEs scale each channel to unit variance.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.toy_world.stream import StreamSource
+
+SPATIAL, TEMPORAL = 8, 4  # pixels per latent side; frames per latent after the first
+HOP = 320  # samples per sound latent: 8000 / 25
+CHANNELS, SOUND_CHANNELS = 48, 16  # 48 as in the real video VAE
+FIT_EPISODES, FIT_SEED = 200, 20_000_000
+
+
+@dataclass(frozen=True)
+class Basis:
+    """x ≈ mean + (latent · scale) @ components; the components are orthonormal rows."""
+
+    mean: np.ndarray  # [D]
+    components: np.ndarray  # [C, D]
+    scale: np.ndarray  # [C]
+
+    @classmethod
+    def fit(cls, x: np.ndarray, channels: int) -> Basis:
+        """x [N, D] → the leading components. Each one's sign is fixed by its largest entry."""
+        mean = x.mean(0)
+        d = x - mean
+        _, vectors = np.linalg.eigh(d.T @ d / len(d))
+        v = vectors[:, ::-1][:, :channels].T
+        v = v * np.sign(v[np.arange(channels), np.abs(v).argmax(1)])[:, None]
+        std = (d @ v.T).std(0)
+        scale = np.sqrt(std * std.mean())  # variance of latent c is std_c / mean(std): 1 on average
+        return cls(mean.astype(np.float32), v.astype(np.float32), scale.astype(np.float32))
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        return ((x - self.mean) @ self.components.T / self.scale).astype(np.float32)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        return (z * self.scale) @ self.components + self.mean
+
+
+def _blocks(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels in −1 … 1 → first-frame blocks [h,w,192] and later blocks [k,h,w,768]."""
+    t, h, w, _ = video.shape
+    x = (video.astype(np.float32) / 127.5 - 1).reshape(t, h // SPATIAL, SPATIAL, w // SPATIAL, SPATIAL, 3)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(t, h // SPATIAL, w // SPATIAL, -1)
+    later = x[1:].reshape(-1, TEMPORAL, *x.shape[1:]).transpose(0, 2, 3, 1, 4)
+    return x[0], later.reshape(*later.shape[:3], TEMPORAL * x.shape[-1])
+
+
+@dataclass(frozen=True)
+class VideoCodec:
+    first: Basis  # one frame: 8·8·3 pixels
+    later: Basis  # four frames: 4·8·8·3 pixels
+
+    @classmethod
+    def fit(cls, episodes, channels: int = CHANNELS) -> VideoCodec:
+        first, later = [], []
+        for e in episodes:
+            later.append(_blocks(e.video)[1].reshape(-1, TEMPORAL * SPATIAL**2 * 3))
+            first.append(np.concatenate([_blocks(f[None])[0].reshape(-1, SPATIAL**2 * 3) for f in e.video[::4]]))
+        return cls(Basis.fit(np.concatenate(first), channels), Basis.fit(np.concatenate(later), channels))
+
+    @property
+    def channels(self) -> int:
+        return len(self.first.scale)
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        """uint8 [T,H,W,3] → float32 [C, 1+(T−1)/4, H/8, W/8]. Latent k sees frames up to 4k only.
+
+        ValueError unless T = 1 + 4k and H, W are multiples of 8.
+        """
+        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
+            raise ValueError(f"a video is uint8 [T, H, W, 3], got {video.dtype} {video.shape}.")
+        t, h, w, _ = video.shape
+        if (t - 1) % TEMPORAL:
+            raise ValueError(f"a video of {t} frames: the codec needs 1 + {TEMPORAL}k frames (1, 5, 9, 13, 17 …); cut it.")
+        if h % SPATIAL or w % SPATIAL:
+            raise ValueError(f"frames of {h}×{w} pixels: the codec needs multiples of {SPATIAL}; resize them.")
+        first, later = _blocks(video)
+        z = np.concatenate([self.first.encode(first)[None], self.later.encode(later)])
+        return np.ascontiguousarray(z.transpose(3, 0, 1, 2))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """float32 [C,T',h,w] → uint8 [1+4(T'−1), 8h, 8w, 3]."""
+        z = np.asarray(latents, np.float32).transpose(1, 2, 3, 0)
+        k, h, w, _ = z.shape
+        first = self.first.decode(z[:1]).reshape(1, h, w, SPATIAL, SPATIAL, 3)
+        later = self.later.decode(z[1:]).reshape(k - 1, h, w, TEMPORAL, SPATIAL, SPATIAL, 3)
+        later = later.transpose(0, 3, 1, 2, 4, 5, 6).reshape(-1, h, w, SPATIAL, SPATIAL, 3)
+        x = np.concatenate([first, later]).transpose(0, 1, 3, 2, 4, 5).reshape(-1, h * SPATIAL, w * SPATIAL, 3)
+        return (np.clip(x * 0.5 + 0.5, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class SoundCodec:
+    basis: Basis  # HOP stereo samples
+
+    @classmethod
+    def fit(cls, episodes, channels: int = SOUND_CHANNELS) -> SoundCodec:
+        x = np.concatenate([_windows(e.sound) for e in episodes])
+        return cls(Basis.fit(x, channels))
+
+    @property
+    def channels(self) -> int:
+        return len(self.basis.scale)
+
+    def encode(self, wave: np.ndarray) -> np.ndarray:
+        """float32 [2,N] at 8 kHz → float32 [Ds, ⌈N/320⌉]. ValueError unless stereo."""
+        if wave.ndim != 2 or len(wave) != 2:
+            raise ValueError(f"sound is stereo [2, N], got {wave.shape}; duplicate a mono channel.")
+        return np.ascontiguousarray(self.basis.encode(_windows(wave)).T)
+
+    def decode(self, latents: np.ndarray, samples: int | None = None) -> np.ndarray:
+        """float32 [Ds,T] → float32 [2, samples or 320·T] in −1 … 1."""
+        x = self.basis.decode(np.asarray(latents, np.float32).T)
+        wave = x.reshape(-1, 2, HOP).transpose(1, 0, 2).reshape(2, -1)
+        return np.clip(wave[:, :samples], -1, 1).astype(np.float32)
+
+
+def _windows(wave: np.ndarray) -> np.ndarray:
+    """[2,N] → [⌈N/320⌉, 640], zero-padded."""
+    x = np.pad(wave, ((0, 0), (0, -wave.shape[1] % HOP)))
+    return x.reshape(2, -1, HOP).transpose(1, 0, 2).reshape(-1, 2 * HOP)
+
+
+def fit(episodes: int = FIT_EPISODES) -> tuple[VideoCodec, SoundCodec]:
+    """Both codecs from episodes that are in neither the training nor the evaluation set. Deterministic."""
+    data = list(map(StreamSource(episodes, FIT_SEED).__getitem__, range(episodes)))
+    return VideoCodec.fit(data), SoundCodec.fit(data)
+
+
+def _bases(video: VideoCodec, sound: SoundCodec) -> dict[str, np.ndarray]:
+    named = {"first": video.first, "later": video.later, "sound": sound.basis}
+    return {f"{n}/{k}": getattr(b, k) for n, b in named.items() for k in ("mean", "components", "scale")}
+
+
+def fingerprint(video: VideoCodec, sound: SoundCodec) -> str:
+    """Hash of every number in both codecs: latents of another fingerprint mean something else."""
+    digest = hashlib.sha256()
+    for name, x in sorted(_bases(video, sound).items()):
+        digest.update(name.encode() + x.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(path: str | pathlib.Path, video: VideoCodec, sound: SoundCodec) -> None:
+    np.savez(path, **_bases(video, sound))
+
+
+def load(path: str | pathlib.Path) -> tuple[VideoCodec, SoundCodec]:
+    """ValueError if the file is missing."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"codec file {path} does not exist; train in this workdir first, or copy its assets.")
+    with np.load(path) as f:
+        basis = {n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("first", "later", "sound")}
+    return VideoCodec(basis["first"], basis["later"]), SoundCodec(basis["sound"])

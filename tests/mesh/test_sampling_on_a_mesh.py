@@ -1,0 +1,62 @@
+"""Latents and text are the same on four devices as on one. Runs itself in a process that has four."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_sampling_and_decoding_on_four_devices():
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def main():
+    import jax
+    import numpy as np
+    from parity import oracle, test_decoding, test_sampling
+
+    from cosmos_jax import mesh, shard
+    from cosmos_jax.config import MeshConfig, SampleConfig
+    from cosmos_jax.model import cosmos
+    from cosmos_jax.precision import HIGHEST
+    from cosmos_jax.sampling import generate, schedules, text
+
+    _, cfg, params = test_sampling.tiny()
+    pairs = [test_sampling.branches(cfg, seed=seed)[1] for seed in (1, 9)]
+    cond, uncond = (test_sampling.rows(*b) for b in zip(*pairs, strict=True))
+    noise, schedule = test_sampling.noise_of(cond), schedules.unipc(4, 5.0)
+    prompts = test_decoding.prompts(cfg, lengths=(9, 3, 14, 6))
+    how = SampleConfig(max_new_tokens=6, temperature=1.5, top_k=50, top_p=0.9)
+
+    def run(params, put, progress=None):
+        latents = generate.sample_latents(
+            params, cfg, put(cond), put(noise), schedule, 6.0, uncond=put(uncond), precision=HIGHEST, progress=progress
+        )
+        return latents, text.generate_text(params, cfg, put(prompts), how, eos=(10**6,), precision=HIGHEST)
+
+    want, words = run(params, lambda tree: tree)
+    for config in (MeshConfig(1, 2, 2, 1), MeshConfig(2, 1, 1, 1)):
+        devices = jax.devices()[: config.data * config.fsdp * config.tp]
+        here = mesh.build(config, devices)
+        with jax.set_mesh(here):
+            placed = jax.device_put(params, shard.place(cosmos.abstract(cfg), cosmos.logical_axes(cfg), here))
+            steps = []
+            got, said = run(placed, lambda tree, m=here: jax.device_put(tree, shard.batch_sharding(m)), steps.append)
+            jax.effects_barrier()
+        assert sorted(map(int, steps)) == [0, 1, 2, 3]
+        np.testing.assert_array_equal(said, words)
+        for name in want:
+            assert oracle.relative(got[name], want[name])[0] <= 1e-5, (config, name)
+            clean = ~cond[f"{name}_noisy"]
+            np.testing.assert_array_equal(np.asarray(got[name])[clean], cond[f"{name}_x0"][clean])
+
+
+if __name__ == "__main__":
+    main()
