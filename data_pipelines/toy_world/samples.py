@@ -16,6 +16,7 @@ from data_pipelines.tasks import task
 from data_pipelines.tokenizer import ChatTokenizer
 from data_pipelines.toy_world import codecs
 from data_pipelines.toy_world.episodes import CAPTION_REQUEST, Episode
+from data_pipelines.toy_world.sound import RATE
 from data_pipelines.toy_world.stream import StreamSource
 
 DOMAIN = 8  # the single-arm layout of DROID (spec model.md §8.1)
@@ -45,6 +46,7 @@ class ToyAssets:
     sound: codecs.SoundCodec
     stats: ActionStats
     tokenizer: ChatTokenizer
+    sample_rate: int = RATE
 
     @classmethod
     def fit(cls) -> ToyAssets:
