@@ -122,28 +122,6 @@ def _plan_reason(s: Sample, tokenizer, spec: SequenceSpec) -> Planned:
     return Planned(s, ids, targets, where, np.zeros((3, 0), np.float32), vit=vit, pads=pads)
 
 
-@dataclass
-class Row:
-    """Planned samples that share one row, and what they leave free."""
-
-    free: dict[str, int]
-    segments: int
-    samples: list[Planned] = field(default_factory=list)
-
-    def fits(self, size: dict[str, int]) -> bool:
-        return self.segments > 0 and all(size[k] <= self.free[k] for k in STREAMS)
-
-    def add(self, p: Planned) -> None:
-        for k, n in p.size.items():
-            self.free[k] -= n
-        self.segments -= 1
-        self.samples.append(p)
-
-
-def new_row(bucket: Bucket) -> Row:
-    return Row({k: getattr(bucket, k) for k in STREAMS}, bucket.segments)
-
-
 def check_fits(p: Planned, bucket: Bucket) -> None:
     """ValueError naming the capacity when a sample alone exceeds the bucket."""
     for k, n in p.size.items():
@@ -161,10 +139,10 @@ class Filled:
     used: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
     offered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
 
-    def count(self, rows: Sequence[Row], bucket: Bucket) -> None:
-        for r in rows:
+    def count(self, rows: Sequence[Sequence[Planned]], bucket: Bucket) -> None:
+        for row in rows:
             for k in STREAMS:
-                self.used[k] += getattr(bucket, k) - r.free[k]
+                self.used[k] += sum(p.size[k] for p in row)
                 self.offered[k] += getattr(bucket, k)
 
     @property
@@ -174,68 +152,61 @@ class Filled:
 
 
 class Packer:
-    """Look-ahead packing: each row takes, from the next `look_ahead` samples, those that fill it best.
+    """Look-ahead packing: each row takes, from the next `look_ahead` samples, a set that fills it best.
 
-    The oldest waiting sample always opens the next row, so nothing starves. Deterministic.
+    The oldest waiting sample opens the row, so nothing starves; a beam search finds its company. Deterministic.
     """
+
+    BEAM = 32
 
     def __init__(self, bucket: Bucket, look_ahead: int):
         self.bucket, self.look_ahead = bucket, max(look_ahead, 1)
         self.waiting: list[Planned] = []
         self.filled = Filled()
+        self._capacity = np.array([getattr(bucket, k) for k in STREAMS] + [bucket.segments])
 
     def batch(self, more: Iterator[Planned], spec: SequenceSpec) -> dict[str, np.ndarray] | None:
         """The next batch; None when `more` is exhausted before the first row is begun."""
         rows = [self._row(more) for _ in range(self.bucket.rows)]
-        if not any(r.samples for r in rows):
+        if not any(rows):
             return None
         self.filled.count(rows, self.bucket)
-        return fill([r.samples for r in rows], self.bucket, spec)
+        return fill(rows, self.bucket, spec)
 
-    def _refill(self, more: Iterator[Planned]) -> None:
-        while len(self.waiting) < self.look_ahead:
-            p = next(more, None)
-            if p is None:
-                return
+    def _row(self, more: Iterator[Planned]) -> list[Planned]:
+        while len(self.waiting) < self.look_ahead and (p := next(more, None)) is not None:
             check_fits(p, self.bucket)
             self.waiting.append(p)
+        if not self.waiting:
+            return []
+        chosen = self._search(np.array([[*p.size.values(), 1] for p in self.waiting]))
+        row = [self.waiting[k] for k in chosen]
+        self.waiting = [p for k, p in enumerate(self.waiting) if k not in chosen]
+        return row
 
-    def _row(self, more: Iterator[Planned]) -> Row:
-        row = new_row(self.bucket)
-        self._refill(more)
-        if self.waiting:
-            row.add(self.waiting.pop(0))
+    def _search(self, need: np.ndarray) -> list[int]:
+        """need [n, streams+1]: slots of each waiting sample → indices of the chosen ones, the first always among them.
+
+        Each round extends every kept set by every sample that still fits and keeps the BEAM fullest distinct sums.
+        """
+        n = len(need)
+        used, member = need[:1], np.eye(1, n, dtype=bool)
+        best, best_fill = member[0], need[0, :2].sum()
         while True:
-            self._refill(more)
-            best = self._best(row)
-            if best is None:
-                return row
-            row.add(self.waiting.pop(best))
-
-    def _best(self, row: Row) -> int | None:
-        """The sample after which the two streams are most evenly filled; when nearly full, the one that leaves least."""
-        cap = {k: max(getattr(self.bucket, k), 1) for k in ("und", "gen")}
-        best, score = None, None
-        for i, p in enumerate(self.waiting):
-            size = p.size
-            if not row.fits(size):
-                continue
-            left = [(row.free[k] - size[k]) / cap[k] for k in ("und", "gen")]
-            s = self._reachable(row, i, size) if row.free["und"] + row.free["gen"] < 0.35 * sum(cap.values()) else None
-            value = (s if s is not None else abs(left[0] - left[1]), i)
-            if score is None or value < score:
-                best, score = i, value
-        return best
-
-    def _reachable(self, row: Row, chosen: int, size: dict[str, int]) -> float:
-        """Slots left empty after this sample and the best single one that could still follow it."""
-        und, gen = row.free["und"] - size["und"], row.free["gen"] - size["gen"]
-        after = und + gen
-        for j, q in enumerate(self.waiting):
-            n = q.size
-            if j != chosen and n["und"] <= und and n["gen"] <= gen:
-                after = min(after, und + gen - n["und"] - n["gen"])
-        return float(after)
+            total = used[:, None] + need[None]  # [beam, n, streams+1]
+            free = (total <= self._capacity).all(-1) & ~member
+            if not free.any():
+                return np.flatnonzero(best).tolist()
+            parent, new = np.nonzero(free)
+            sums = total[parent, new]
+            order = np.argsort(-(sums[:, 0] + sums[:, 1]), kind="stable")
+            _, first = np.unique(sums[order][:, :2], axis=0, return_index=True)
+            order = order[np.sort(first)][: self.BEAM]
+            used = sums[order]
+            member = member[parent[order]]
+            member[np.arange(len(order)), new[order]] = True
+            if used[0, 0] + used[0, 1] > best_fill:
+                best, best_fill = member[0].copy(), used[0, 0] + used[0, 1]
 
 
 def fill(rows: Sequence[Sequence[Planned]], bucket: Bucket, spec: SequenceSpec) -> dict[str, np.ndarray]:

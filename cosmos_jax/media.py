@@ -1,0 +1,127 @@
+"""Files in and out: PNG, MP4 with sound, WAV, JSON actions.
+
+In: arrays. Out: files any player opens; and back. Pictures through Pillow, video and sound through PyAV.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Target = str | Path | io.BytesIO
+SOUND_RATE = 48_000  # of muxed AAC
+
+
+class MediaError(ValueError):
+    """A file that is missing or is not what it should be."""
+
+
+def _existing(path: str | Path, what: str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise MediaError(f"{what} file {path} does not exist; check the path.")
+    return path
+
+
+def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 [..., H, W, 3] with every pixel repeated scale×scale times."""
+    return video.repeat(scale, -3).repeat(scale, -2)
+
+
+def write_png(path: Target, image: np.ndarray, scale: int = 1) -> None:
+    """uint8 [H,W,3] → PNG."""
+    Image.fromarray(enlarge(image, scale)).save(path, format="PNG")
+
+
+def write_mp4(
+    path: Target, video: np.ndarray, fps: float, sound: np.ndarray | None = None, rate: int = 8000, scale: int = 1
+) -> None:
+    """uint8 [T,H,W,3] and float32 [2,N] at `rate` Hz → MP4 (H.264, AAC at 48 kHz). Sides are padded to even pixels."""
+    video = enlarge(video, scale)
+    video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
+    target = str(path) if isinstance(path, str | Path) else path
+    with av.open(target, "w", format="mp4") as out:
+        picture = out.add_stream("libx264", rate=round(fps * 1000) / 1000 if fps % 1 else round(fps))
+        picture.height, picture.width, picture.pix_fmt = video.shape[1], video.shape[2], "yuv420p"
+        picture.options = {"crf": "16"}
+        track = out.add_stream("aac", rate=SOUND_RATE, layout="stereo") if sound is not None else None
+        for frame in video:
+            out.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(picture.encode())
+        if track is not None and sound is not None:
+            resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SOUND_RATE)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound, np.float32), format="fltp", layout="stereo")
+            frame.sample_rate = rate
+            for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+                out.mux(track.encode(piece))
+            out.mux(track.encode())
+
+
+def write_wav(path: str | Path, sound: np.ndarray, rate: int) -> None:
+    """float32 [2,N] in −1 … 1 → 16-bit WAV."""
+    with wave.open(str(path), "wb") as f:
+        f.setnchannels(len(sound))
+        f.setsampwidth(2)
+        f.setframerate(rate)
+        f.writeframes((np.clip(sound, -1, 1).T * 32767).round().astype("<i2").tobytes())
+
+
+def write_actions(path: str | Path, actions: np.ndarray, fps: float) -> None:
+    """Raw actions [rows,width] → JSON with their frame rate."""
+    Path(path).write_text(json.dumps({"fps": fps, "units": "raw", "actions": np.asarray(actions, float).tolist()}))
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Any picture → uint8 [H,W,3]."""
+    try:
+        with Image.open(_existing(path, "image")) as f:
+            return np.asarray(f.convert("RGB"))
+    except UnidentifiedImageError:
+        raise MediaError(f"{path} is not a picture that Pillow can read.") from None
+
+
+def read_video(path: str | Path) -> tuple[np.ndarray, float]:
+    """A video file → (uint8 [T,H,W,3], frames per second)."""
+    try:
+        with av.open(str(_existing(path, "video"))) as f:
+            if not f.streams.video:
+                raise MediaError(f"{path} has no video stream.")
+            stream = f.streams.video[0]
+            frames = [x.to_ndarray(format="rgb24") for x in f.decode(stream)]
+            return np.stack(frames), float(stream.average_rate)
+    except (av.error.InvalidDataError, ValueError) as e:
+        raise e if isinstance(e, MediaError) else MediaError(f"{path} is not a video that can be decoded.") from None
+
+
+def read_sound(path: str | Path, rate: int) -> np.ndarray:
+    """A sound (or video) file → float32 [2,N] at `rate` Hz."""
+    try:
+        with av.open(str(_existing(path, "sound"))) as f:
+            if not f.streams.audio:
+                raise MediaError(f"{path} has no sound.")
+            resampler = av.AudioResampler(format="fltp", layout="stereo", rate=rate)
+            pieces = [p for x in f.decode(f.streams.audio[0]) for p in resampler.resample(x)]
+            pieces += resampler.resample(None)
+            return np.concatenate([p.to_ndarray() for p in pieces], 1).astype(np.float32)
+    except av.error.InvalidDataError:
+        raise MediaError(f"{path} is not a sound file that can be decoded.") from None
+
+
+def read_actions(path: str | Path) -> np.ndarray:
+    """JSON {"actions": [[…], …]} or a bare list → float32 [rows,width]."""
+    try:
+        data = json.loads(_existing(path, "actions").read_text())
+        rows = np.asarray(data["actions"] if isinstance(data, dict) else data, np.float32)
+    except (json.JSONDecodeError, KeyError, ValueError) as e:
+        if isinstance(e, MediaError):
+            raise
+        raise MediaError(f'{path} is not JSON of the form {{"actions": [[…], …]}}.') from None
+    if rows.ndim != 2:
+        raise MediaError(f"{path}: actions must be a list of rows, got an array of shape {rows.shape}.")
+    return rows
