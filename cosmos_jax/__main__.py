@@ -1,1 +1,133 @@
-"""The command line. (The Pipeline/CLI author is writing this file and data_pipelines/request.py now; see the brief.)"""
+"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|show …`.
+
+In: words. Out: a trained directory, files, or one sentence that says what is wrong (exit code 2). Every command first
+*prepares*: it reads and checks all that the user gave and returns the work as a function; nothing is compiled before.
+A ValueError while preparing is the user's and becomes that sentence; one during the work is ours and is shown whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cosmos_jax.cli import options as words
+from cosmos_jax.config import Config, ConfigError
+
+Work = Callable[[], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 after a mistake of the user."""
+    try:
+        options = words.parse(list(sys.argv[1:] if argv is None else argv))
+    except ValueError as e:
+        return _complain(e)
+    from cosmos_jax.checkpoint import CheckpointError
+    from cosmos_jax.train import NonFiniteLoss
+
+    try:
+        work: Work = PREPARE[options.command](options)
+    except (ValueError, CheckpointError) as e:
+        return _complain(e)
+    try:
+        work()
+    except (ConfigError, CheckpointError, NonFiniteLoss) as e:
+        return _complain(e)
+    return 0
+
+
+def _complain(error: Exception) -> int:
+    print(f"cosmos_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def prepare_train(options) -> Work:
+    words.require(options, "workdir")
+    config, workdir = words.config_of(options), Path(options.workdir)
+    _check_mixture(config)
+    import jax
+
+    from cosmos_jax import mesh, train
+    from cosmos_jax.checkpoint import complete, load_json
+    from cosmos_jax.codecs import toy
+    from data_pipelines import loader as loaders
+
+    mesh.check(config, mesh.build(config.mesh))
+    saved = workdir / train.CHECKPOINTS
+    assets = toy.prepare(workdir)
+    toy.check(assets, config.model)
+    if complete(saved):
+        toy.verify(assets, load_json(saved, "assets"), workdir / toy.DIRECTORY)
+    flow, spec, host = config.flow, config.model.sequence, (jax.process_index(), jax.process_count())
+    loader: Any = loaders.build(config.data, spec, assets, flow.shift_image, flow.shift_video, *host)
+    loader.assets = toy.fingerprints(assets)
+
+    def work() -> None:
+        from cosmos_jax.cli.make import sampler
+
+        train.train(config, workdir, loader, on_sample=sampler(config, assets, workdir))
+        print(f"Next: python -m cosmos_jax evaluate --config={options.config} --workdir={workdir}")
+
+    return work
+
+
+def _check_mixture(config: Config) -> None:
+    from data_pipelines.tasks import task
+
+    if not config.data.mixture:
+        raise ConfigError("config.data.mixture is empty; give tasks and their shares, as configs/toy.py does.")
+    for name, share in config.data.mixture:
+        task(name)
+        if share < 0:
+            raise ConfigError(f"config.data.mixture.{name}={share} must not be negative.")
+
+
+def prepare_generate(options) -> Work:
+    from cosmos_jax.cli import make
+
+    return make.prepare_generate(options)
+
+
+def prepare_reason(options) -> Work:
+    from cosmos_jax.cli import make
+
+    return make.prepare_reason(options)
+
+
+def prepare_evaluate(options) -> Work:
+    from cosmos_jax.cli import make
+
+    pipeline, workdir = make.open_pipeline(options)
+
+    def work() -> None:
+        from cosmos_jax import evaluate, report
+
+        scores = evaluate.evaluate(pipeline, workdir)
+        report.write(workdir, scores)
+
+    return work
+
+
+def prepare_show(options) -> Work:
+    config = words.config_of(options)
+
+    def work() -> None:
+        from cosmos_jax.cli.show import show
+
+        show(config)
+
+    return work
+
+
+PREPARE = {
+    "train": prepare_train,
+    "generate": prepare_generate,
+    "reason": prepare_reason,
+    "evaluate": prepare_evaluate,
+    "show": prepare_show,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

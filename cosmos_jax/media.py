@@ -34,6 +34,18 @@ def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
     return video.repeat(scale, -3).repeat(scale, -2)
 
 
+def fit(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [..., H, W, 3] → [..., height, width, 3]: scaled to cover the target, centre-cropped (spec model.md §7.6)."""
+    h, w = pictures.shape[-3:-1]
+    if (h, w) == (height, width):
+        return pictures
+    f = max(height / h, width / w)
+    box = [(w - width / f) / 2, (h - height / f) / 2, (w + width / f) / 2, (h + height / f) / 2]
+    flat = pictures.reshape(-1, h, w, 3)
+    out = [np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BOX, box)) for x in flat]
+    return np.stack(out).reshape(*pictures.shape[:-3], height, width, 3)
+
+
 def write_png(path: Target, image: np.ndarray, scale: int = 1) -> None:
     """uint8 [H,W,3] → PNG."""
     Image.fromarray(enlarge(image, scale)).save(path, format="PNG")

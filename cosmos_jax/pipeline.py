@@ -7,22 +7,26 @@ the same plan, packer and model; what a request does not give is a target, and i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from cosmos_jax import checkpoint, precision
+from cosmos_jax import checkpoint, precision, shard
+from cosmos_jax import state as states
+from cosmos_jax.codecs import toy
 from cosmos_jax.config import Config
-from cosmos_jax.model import cosmos
 from cosmos_jax.sampling import generate, schedules, text
+from cosmos_jax.step import make_eval_step
 from data_pipelines.packing import Planned, fill, plan, tight_bucket, unpack
+from data_pipelines.request import request_to_sample
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import task
 from data_pipelines.toy_world.samples import ToyAssets
 
-ASSETS, CHECKPOINTS = "assets", "checkpoints"
+ASSETS, CHECKPOINTS = toy.DIRECTORY, "checkpoints"
+CANVAS = toy.CANVAS  # what a request makes unless it says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Generated:
 
 
 class Pipeline:
+    """Runs where its parameters are: on one device, or on the mesh that `jax.set_mesh` has entered."""
+
     def __init__(self, config: Config, params: dict, assets: ToyAssets):
         self.config, self.params, self.assets = config, params, assets
         self.precision = precision.resolve(config.precision)
@@ -43,25 +49,26 @@ class Pipeline:
         self.applied: dict[str, dict] = {}  # task → sampling settings last used, for run.json
 
     @classmethod
-    def load(cls, workdir: str | Path, which: str = "ema") -> Pipeline:
+    def load(cls, workdir: str | Path, which: str = "ema", config: Config | None = None) -> Pipeline:
         """The latest complete checkpoint of a working directory. which: "ema" or "params".
 
-        CheckpointError or ValueError, one sentence each, when something is missing or does not belong together.
+        config: use these settings instead of the checkpoint's; its model must be the same. CheckpointError or
+        ValueError, one sentence each, when something is missing or does not belong together.
         """
         workdir = Path(workdir)
         directory = workdir / CHECKPOINTS
-        config = checkpoint.load_config(directory)
+        trained = checkpoint.load_config(directory)
+        config = config or trained
         assets = ToyAssets.load(workdir / ASSETS)
-        stored = checkpoint.load_json(directory, "assets").get("codecs")
-        if stored and stored != assets.fingerprint:
-            raise ValueError(
-                f"{workdir / ASSETS} has codecs {assets.fingerprint}, the checkpoint was trained with {stored}; "
-                "restore the assets of that run."
-            )
-        if which == "ema" and not config.optim.ema:
+        toy.verify(assets, checkpoint.load_json(directory, "assets"), workdir / ASSETS)
+        if which == "ema" and not trained.optim.ema:
             which = "params"
-        params = checkpoint.load_params(directory, which, cosmos.abstract(config.model), config=config)
+        params = checkpoint.load_params(directory, which, states.abstract_params(config.model), config=config)
         return cls(config, params, assets)
+
+    def request(self, name: str, prompt: str | None = None, **media) -> Sample:
+        """`data_pipelines.request.request_to_sample` with this model's assets, spec and canvas. ValueError."""
+        return request_to_sample(name, prompt, assets=self.assets, spec=self.spec, canvas=CANVAS, **media)
 
     def settings(self, name: str, **overrides) -> dict:
         """Sampling settings of a task: the config's, guidance only where the task uses it, then the overrides.
@@ -70,7 +77,9 @@ class Pipeline:
         """
         s = self.config.sample
         guided = task(name).guidance != 1.0
-        chosen = dict(solver=s.solver, steps=s.steps, shift=s.shift, guidance=s.guidance if guided else 1.0, seed=s.seed)
+        chosen = dict(
+            solver=s.solver, steps=s.steps, shift=s.shift, guidance=s.guidance if guided else 1.0, seed=s.seed
+        )
         return chosen | {k: v for k, v in overrides.items() if v is not None}
 
     def generate(
@@ -108,7 +117,7 @@ class Pipeline:
         return out
 
     def _sample(self, samples, seeds, rows: int, schedule, guidance: float, progress) -> list[dict[str, np.ndarray]]:
-        rows = min(rows, 1 << (len(samples) - 1).bit_length())  # powers of two: few compiled shapes
+        rows = _rows(len(samples), rows)
         planned = [plan(s, self.assets.tokenizer, self.spec) for s in samples]
         empty = []
         if guidance != 1:
@@ -119,11 +128,13 @@ class Pipeline:
             return fill([[p] for p in which], bucket, self.spec)
 
         cond = batch(planned)
-        shapes = {(i, 0): (seed, [s.vision_latents.shape]) for i, (s, seed) in enumerate(zip(samples, seeds, strict=True))}
+        shapes = {
+            (i, 0): (seed, [s.vision_latents.shape]) for i, (s, seed) in enumerate(zip(samples, seeds, strict=True))
+        }
         noise = generate.framework_buffers(cond, shapes, self.config.model.patch)
         buffers = generate.sample_latents(
-            self.params, self.config.model, cond, noise, schedule, guidance, precision=self.precision,
-            uncond=batch(empty) if empty else None, progress=progress,
+            self.params, self.config.model, _place(cond), _place(noise), schedule, guidance, precision=self.precision,
+            uncond=_place(batch(empty)) if empty else None, progress=progress,
         )  # fmt: skip
         host = jax.device_get(buffers)
         return [unpack(host, cond, i, 0, s, self.spec) for i, s in enumerate(samples)]
@@ -149,10 +160,29 @@ class Pipeline:
         for i in range(0, len(samples), rows):
             part = [dataclasses.replace(s, answer=None) for s in samples[i : i + rows]]
             planned = [plan(s, tok, self.spec) for s in part]
-            n = min(rows, 1 << (len(part) - 1).bit_length())
-            batch = fill([[p] for p in planned], tight_bucket(planned, n, round_to=16), self.spec)
+            bucket = tight_bucket(planned, _rows(len(part), rows), round_to=16)
+            batch = fill([[p] for p in planned], bucket, self.spec)
             ids = text.generate_text(
-                self.params, self.config.model, batch, how, eos=(tok.eos,), precision=self.precision
+                self.params, self.config.model, _place(batch), how, eos=(tok.eos,), precision=self.precision
             )
             out += [tok.decode(row).strip() for row in np.asarray(ids)[: len(part)]]
         return out
+
+    def held_out_loss(self, batches: Iterable[dict[str, np.ndarray]], seed: int = 0) -> dict[str, float]:
+        """Mean of every metric of `make_eval_step` over packed batches; noise depends on seed and sample ids alone."""
+        step, key = make_eval_step(self.config), jax.random.key(seed)
+        rows = [jax.device_get(step(self.params, _place(batch), key)) for batch in batches]
+        return {k: float(np.nanmean([r[k] for r in rows])) for k in (rows[0] if rows else {})}
+
+
+def _rows(n: int, most: int) -> int:
+    """Rows of a batch for n samples: a power of two up to `most` (few compiled shapes) that the mesh divides."""
+    rows, mesh = min(most, 1 << (n - 1).bit_length()), jax.sharding.get_mesh()
+    parts = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-rows // parts) * parts
+
+
+def _place(batch: dict) -> dict:
+    """Rows over the data-parallel axes of the current mesh, if there is one."""
+    mesh = jax.sharding.get_mesh()
+    return batch if mesh.empty else jax.device_put(batch, shard.batch_sharding(mesh))

@@ -23,6 +23,7 @@ ORDER = [  # a module may import from its own line and the lines above it
     ("cosmos_jax.pipeline",),
     ("cosmos_jax.evaluate", "cosmos_jax.report"),
     ("cosmos_jax.train",),
+    ("cosmos_jax.cli",),
     ("cosmos_jax.__main__",),
 ]
 

@@ -27,7 +27,7 @@ def synthesise(events: Sequence[Event], seconds: float) -> np.ndarray:
         if first >= n:
             continue
         t = np.arange(min(int(RING * RATE), n - first)) / RATE
-        loud = 0.8 * min(1.0, e.impulse / 0.6) ** 0.6 / len(e.materials)
+        loud = 0.8 * (0.4 + 0.6 * min(1.0, e.impulse / 0.6)) / len(e.materials)  # even a touch is heard
         ring = sum(np.sin(2 * np.pi * PITCH[m] * t) * np.exp(-DECAY[m] * t) for m in e.materials)
         pan = np.array([np.sqrt(1 - e.pos[0]), np.sqrt(max(e.pos[0], 0.0))])
         out[:, first : first + len(t)] += pan[:, None] * (loud * ring)

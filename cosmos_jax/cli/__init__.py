@@ -1,0 +1,1 @@
+"""The command line, in parts: words → options (options.py), commands that make things (make.py), `show` (show.py)."""
