@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 import wave
+from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -35,12 +37,12 @@ def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
 
 
 def fit(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [..., H, W, 3] → [..., height, width, 3]: scaled to cover the target, centre-cropped (spec model.md §7.6)."""
+    """uint8 [..., H, W, 3] → [..., height, width, 3]: scaled to cover it, centre-cropped (spec model.md §7.6)."""
     h, w = pictures.shape[-3:-1]
     if (h, w) == (height, width):
         return pictures
     f = max(height / h, width / w)
-    box = [(w - width / f) / 2, (h - height / f) / 2, (w + width / f) / 2, (h + height / f) / 2]
+    box = ((w - width / f) / 2, (h - height / f) / 2, (w + width / f) / 2, (h + height / f) / 2)
     flat = pictures.reshape(-1, h, w, 3)
     out = [np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BOX, box)) for x in flat]
     return np.stack(out).reshape(*pictures.shape[:-3], height, width, 3)
@@ -59,7 +61,7 @@ def write_mp4(
     video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
     target = str(path) if isinstance(path, str | Path) else path
     with av.open(target, "w", format="mp4") as out:
-        picture = out.add_stream("libx264", rate=round(fps * 1000) / 1000 if fps % 1 else round(fps))
+        picture = cast(av.VideoStream, out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001)))
         picture.height, picture.width, picture.pix_fmt = video.shape[1], video.shape[2], "yuv420p"
         picture.options = {"crf": "16"}
         track = out.add_stream("aac", rate=SOUND_RATE, layout="stereo") if sound is not None else None
@@ -106,7 +108,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
                 raise MediaError(f"{path} has no video stream.")
             stream = f.streams.video[0]
             frames = [x.to_ndarray(format="rgb24") for x in f.decode(stream)]
-            return np.stack(frames), float(stream.average_rate)
+            return np.stack(frames), float(stream.average_rate or 0)
     except (av.error.InvalidDataError, ValueError) as e:
         raise e if isinstance(e, MediaError) else MediaError(f"{path} is not a video that can be decoded.") from None
 

@@ -151,7 +151,7 @@ class Pipeline:
         )
 
     def reason(self, samples: Sequence[Sample], *, rows: int = 32, **overrides) -> list[str]:
-        """Answers to `reason` samples. overrides: fields of SampleConfig (max_new_tokens, temperature, top_k, top_p)."""
+        """Answers to `reason` samples. overrides: of SampleConfig (max_new_tokens, temperature, top_k, top_p, seed)."""
         how = dataclasses.replace(self.config.sample, **{k: v for k, v in overrides.items() if v is not None})
         self.applied["reason"] = {
             k: getattr(how, k) for k in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")

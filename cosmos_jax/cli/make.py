@@ -1,6 +1,6 @@
 """`generate` and `reason`: files and words in, media and answers out; and the samples drawn during training.
 
-In: options. Out: PNG, MP4 with sound, WAV, JSON actions, and run.json, which says all that is needed to make them again.
+In: options. Out: PNG, MP4 with sound, WAV, JSON actions, and run.json: all that is needed to make them again.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def _sample(pipeline: Pipeline, options, name: str) -> Sample:
 
 def _generate(pipeline: Pipeline, sample: Sample, options, where: Path, settings: dict) -> None:
     console = Console(soft_wrap=True, highlight=False)
+    assert sample.vision_latents is not None
     _, latent_frames, h, w = sample.vision_latents.shape
     used = settings | {
         "num_frames": 1 + pipeline.spec.temporal_factor * (latent_frames - 1), "fps": sample.fps,
@@ -165,7 +166,7 @@ def sampler(config, assets, workdir: Path) -> Callable[[int, dict], None]:
     def draw(step: int, state: dict) -> None:
         pipeline = Pipeline(config, optim.join(state["ema"], state["params"]), assets)
         made = pipeline.generate(samples)
-        rows = [v[::4] for e, g in zip(episodes, made, strict=True) for v in (e.video, g.video)]
+        rows = [v[::4] for e, g in zip(episodes, made, strict=True) for v in (e.video, g.video) if v is not None]
         grid = np.concatenate([np.concatenate(list(r), 1) for r in rows])
         (workdir / "samples").mkdir(exist_ok=True)
         media.write_png(workdir / "samples" / f"step_{step}.png", grid, 2)

@@ -1,7 +1,7 @@
 """Words → options and a typed config.
 
-In: the words after `python -m cosmos_jax`. Out: an argparse namespace, a `Config`. Everything wrong is a `ConfigError` of
-one sentence with the nearest name. Imports no jax.
+In: the words after `python -m cosmos_jax`. Out: an argparse namespace, a `Config`. A mistake is a `ConfigError` of one
+sentence with the nearest name. Imports no jax.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(
-        "python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score.", allow_abbrev=False
-    )
+    parser = _Parser("python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score.")
     sub = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
     for name, help in COMMANDS.items():
         p = sub.add_parser(name, help=help, description=help, allow_abbrev=False)
@@ -60,7 +58,7 @@ def _parser() -> _Parser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Words → options; `options.overrides` holds the (path, text) of every --config.path=text. ConfigError otherwise."""
+    """Words → options; `options.overrides` holds (path, text) of every --config.path=text. ConfigError otherwise."""
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS)
         raise ConfigError(f"{argv[0]!r} is not a command{hint}; the commands are {', '.join(COMMANDS)}.")

@@ -17,7 +17,7 @@ class VideoCodec(Protocol):
         """C of the latents."""
 
     def encode(self, video: np.ndarray) -> np.ndarray:
-        """uint8 [1+4k,H,W,3] → float32 [C,1+k,h,w]. Causal: latent i sees frames up to 4i only. ValueError otherwise."""
+        """uint8 [1+4k,H,W,3] → float32 [C,1+k,h,w]. Causal: latent i sees frames up to 4i. ValueError otherwise."""
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """float32 [C,1+k,h,w] → uint8 [1+4k,H,W,3]."""
