@@ -1,6 +1,6 @@
 """The toy on one GPU: a wider, deeper model, bfloat16 compute, 60 times the episodes.
 
-    python -m cosmos_jax train --config=configs/toy_gpu.py --workdir=runs/toy_gpu
+python -m cosmos_jax train --config=configs/toy_gpu.py --workdir=runs/toy_gpu
 """
 
 from configs import toy

@@ -34,6 +34,7 @@ class VisionConfig:
     deepstack: tuple[int, ...] = (8, 16, 24)  # layers whose features are added to und layers 0, 1, 2
     norm_eps: float = 1e-6
     rope_theta: float = 1e4
+    init_std: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class ModelConfig:
     temporal_factor: int = 4
     sound_latent_fps: float = 25.0
     temporal_margin: float = 15000.0
+    init_std: float = 0.02  # deviation of fresh backbone weights (the Hugging Face rule; small widths want more)
     vision: VisionConfig | None = None  # the reasoner's eye; None = text only
     scan: bool = True  # False unrolls the layers (debugging, layer-by-layer parity)
     remat: str = "none"  # none | full | dots | attn: what the backward pass recomputes

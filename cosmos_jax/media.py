@@ -71,7 +71,7 @@ def write_mp4(
         if track is not None and sound is not None:
             resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SOUND_RATE)
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound, np.float32), format="fltp", layout="stereo")
-            frame.sample_rate = rate
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
             for piece in [*resampler.resample(frame), *resampler.resample(None)]:
                 out.mux(track.encode(piece))
             out.mux(track.encode())

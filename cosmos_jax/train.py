@@ -43,7 +43,7 @@ class NonFiniteLoss(RuntimeError):
 def train(
     config: Config,
     workdir: str | Path,
-    loader: Any = None,
+    loader: Any,
     params: dict | None = None,
     on_sample: Callable[[int, dict], None] | None = None,
 ) -> dict:
@@ -56,11 +56,6 @@ def train(
     workdir = Path(workdir)
     mesh = meshes.build(config.mesh)
     meshes.check(config, mesh)
-    if loader is None:
-        from data_pipelines import loader as loaders
-
-        loader = loaders.build(config.data, config.model.sequence)
-
     with jax.set_mesh(mesh), Checkpoints(workdir / CHECKPOINTS, config.train.keep) as checkpoints:
         start = checkpoints.latest() or 0
         if start:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -98,6 +99,7 @@ class Prefetch:
 
     def _work(self, out: queue.Queue, stop: threading.Event) -> None:
         while not stop.is_set():
+            item: tuple
             try:
                 item = (next(self._loader), self._loader.get_state(), None)
             except BaseException as e:  # handed to the consumer, who raises it
@@ -152,6 +154,7 @@ def build(
     from data_pipelines.toy_world.samples import ToySamples
     from data_pipelines.toy_world.stream import StreamSource
 
+    source: Any
     if data.source == "toy":
         source = StreamSource(data.episodes)
     elif data.source == "toy_tfds":

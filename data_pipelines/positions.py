@@ -18,9 +18,9 @@ def text(length: int, offset: int = 0) -> np.ndarray:
     return np.broadcast_to(np.arange(offset, offset + length, dtype=F32), (3, length)).copy()
 
 
-def start_of_generation(text_length: int, spec: SequenceSpec) -> np.float32:
+def start_of_generation(text_length: int, spec: SequenceSpec) -> float:
     """O = L + margin: the temporal origin that vision, action and sound of a sample share."""
-    return F32(text_length) + F32(spec.temporal_margin)
+    return float(F32(text_length) + F32(spec.temporal_margin))
 
 
 def conditioning_fps(fps: float, round_to_bf16: bool = True) -> float:

@@ -40,7 +40,7 @@ def preprocess(frames: np.ndarray, spec: SequenceSpec) -> VitInput:
     x = x.reshape(t, ts, gh // MERGE, MERGE, ps, gw // MERGE, MERGE, ps, 3)
     x = x.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # t, block row, block col, row in block, col in block, c, time, y, x
     patches = np.ascontiguousarray(x).reshape(t * gh * gw, spec.vit_patch_dim)
-    rowcol = np.tile(merge_order(np.stack(np.mgrid[:gh, :gw], -1)), (t, 1)).astype(np.int32)
+    rowcol = np.tile(merge_order(np.moveaxis(np.indices((gh, gw)), 0, -1)), (t, 1)).astype(np.int32)
     index, weight = interpolation(gh, gw, spec.vit_grid)
     frame_ids = np.repeat(np.arange(t, dtype=np.int32), gh * gw)
     return VitInput(

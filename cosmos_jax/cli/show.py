@@ -34,7 +34,9 @@ def show(config: Config) -> None:
         print("\nmesh: " + " × ".join(f"{a} {n}" for a, n in mesh.shape.items()) + f" on {mesh.devices.size} device(s)")
     except ConfigError as e:
         print(f"\nmesh: {e}")
-    clip = "17 frames of 64×64 at 10 fps" if _toy(config) else "189 frames of 1280×720 at 24 fps"
+    c = CANVAS
+    toy = f"{c.frames} frames of {c.width}×{c.height} at {c.fps:g} fps"
+    clip = toy if _toy(config) else "189 frames of 1280×720 at 24 fps"
     print(f"\n{describe()}\n\ntokens of one sample, {clip} (L = text tokens)")
     for t in TABLE:
         print(f"  {t.name:18} {tokens(t, config)}")

@@ -27,7 +27,7 @@ class Projections(nnx.Module):
     """q, k, v, o of one tower, without biases, with per-head RMSNorm on q and k where the family has it."""
 
     def __init__(self, rngs, cfg: ModelConfig, qk_norm: bool, k_norm_for_gen: bool = False):
-        d, hd, init = cfg.hidden, cfg.head_dim, normal(0.02)
+        d, hd, init = cfg.hidden, cfg.head_dim, normal(cfg.init_std)
         self.q = param(rngs, (d, cfg.heads, hd), ("embed", "heads", "head_dim"), init)
         self.k = param(rngs, (d, cfg.kv_heads, hd), ("embed", "kv_heads", "head_dim"), init)
         self.v = param(rngs, (d, cfg.kv_heads, hd), ("embed", "kv_heads", "head_dim"), init)

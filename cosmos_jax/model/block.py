@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model.attention import Projections, gen_attention, und_attention
+from cosmos_jax.model.declare import normal
 from cosmos_jax.model.mlp import MLP
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.precision import Precision
@@ -40,7 +41,7 @@ class Tower(nnx.Module):
         self.norm_in = RMSNorm(rngs, cfg.hidden, "hidden", cfg.norm_eps, cfg.norm_cast)
         self.attn = Projections(rngs, cfg, qk_norm, k_norm_for_gen)
         self.norm_post = RMSNorm(rngs, cfg.hidden, "hidden", cfg.norm_eps, cfg.norm_cast)
-        self.mlp = MLP(rngs, cfg.hidden, cfg.mlp, cfg.mlp_act)
+        self.mlp = MLP(rngs, cfg.hidden, cfg.mlp, cfg.mlp_act, normal(cfg.init_std))
 
     def qkv(self, h, stream: Stream, precision):
         return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, precision)

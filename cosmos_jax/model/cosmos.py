@@ -39,11 +39,11 @@ class Cosmos(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         d = cfg.hidden
-        self.embed_tokens = param(rngs, (cfg.vocab, d), ("vocab_in", "embed"), normal(0.02))
+        self.embed_tokens = param(rngs, (cfg.vocab, d), ("vocab_in", "embed"), normal(cfg.init_std))
         self.layers = stack.init(cfg, rngs.params())
         self.norm_und = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
         self.norm_gen = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
-        self.lm_head = param(rngs, (d, cfg.vocab), ("embed", "vocab"), normal(0.02))
+        self.lm_head = param(rngs, (d, cfg.vocab), ("embed", "vocab"), normal(cfg.init_std))
         self.io = Modalities(cfg, rngs)
         self.vit = VisionTower(cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
 

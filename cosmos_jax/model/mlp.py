@@ -6,17 +6,17 @@ import jax
 from flax import nnx
 
 from cosmos_jax import shard
-from cosmos_jax.model.declare import normal, param, use
+from cosmos_jax.model.declare import param, use
 from cosmos_jax.precision import Precision
 
 
 class MLP(nnx.Module):
     """swiglu: down(silu(gate x) · up x); relu2: down(relu(up x)²)."""
 
-    def __init__(self, rngs, hidden: int, mlp: int, act: str):
-        self.gate = param(rngs, (hidden, mlp), ("embed", "mlp"), normal(0.02)) if act == "swiglu" else None
-        self.up = param(rngs, (hidden, mlp), ("embed", "mlp"), normal(0.02))
-        self.down = param(rngs, (mlp, hidden), ("mlp", "embed"), normal(0.02))
+    def __init__(self, rngs, hidden: int, mlp: int, act: str, init):
+        self.gate = param(rngs, (hidden, mlp), ("embed", "mlp"), init) if act == "swiglu" else None
+        self.up = param(rngs, (hidden, mlp), ("embed", "mlp"), init)
+        self.down = param(rngs, (mlp, hidden), ("mlp", "embed"), init)
 
     def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
         def into(w):

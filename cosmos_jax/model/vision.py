@@ -22,7 +22,6 @@ from cosmos_jax.model.rope import inverse_frequencies, rotate
 from cosmos_jax.precision import Precision
 
 MERGE = 4  # patches per token: a 2×2 block
-_INIT = normal(0.02)
 _gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
 
 
@@ -30,10 +29,10 @@ class VisionBlock(nnx.Module):
     """Pre-LN attention (2-D rotary, per frame) and tanh-GELU MLP."""
 
     def __init__(self, cfg: VisionConfig, rngs):
-        d, axes = cfg.hidden, ("embed", "hidden")
+        d, axes, init = cfg.hidden, ("embed", "hidden"), normal(cfg.init_std)
         self.norm_1, self.norm_2 = LayerNorm(rngs, d, cfg.norm_eps), LayerNorm(rngs, d, cfg.norm_eps)
-        self.q, self.k, self.v, self.proj = (Dense(rngs, d, d, axes, _INIT) for _ in range(4))
-        self.fc1, self.fc2 = Dense(rngs, d, cfg.mlp, axes, _INIT), Dense(rngs, cfg.mlp, d, ("hidden", "embed"), _INIT)
+        self.q, self.k, self.v, self.proj = (Dense(rngs, d, d, axes, init) for _ in range(4))
+        self.fc1, self.fc2 = Dense(rngs, d, cfg.mlp, axes, init), Dense(rngs, cfg.mlp, d, ("hidden", "embed"), init)
         self.heads = cfg.heads
 
     def __call__(self, x, cos, sin, segment_ids, precision: Precision):
@@ -57,10 +56,10 @@ class Merger(nnx.Module):
     """2×2 patches → one und token. `shuffle_first`: LayerNorm over the 4·D block (deep-stack) or over D (main)."""
 
     def __init__(self, rngs, cfg: VisionConfig, out: int, shuffle_first: bool):
-        wide = MERGE * cfg.hidden
+        wide, init = MERGE * cfg.hidden, normal(cfg.init_std)
         self.norm = LayerNorm(rngs, wide if shuffle_first else cfg.hidden, cfg.norm_eps)
-        self.fc1 = Dense(rngs, wide, wide, ("embed", "hidden"), _INIT)
-        self.fc2 = Dense(rngs, wide, out, ("embed", "hidden"), _INIT)
+        self.fc1 = Dense(rngs, wide, wide, ("embed", "hidden"), init)
+        self.fc2 = Dense(rngs, wide, out, ("embed", "hidden"), init)
         self.shuffle_first = shuffle_first
 
     def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
@@ -76,9 +75,9 @@ class Merger(nnx.Module):
 
 class VisionTower(nnx.Module):
     def __init__(self, cfg: VisionConfig, patch_dim: int, out: int, rngs):
-        self.cfg = cfg
-        self.patch_in = Dense(rngs, patch_dim, cfg.hidden, ("feature", "embed"), _INIT)
-        self.positions = param(rngs, (cfg.grid**2, cfg.hidden), ("feature", "embed"), _INIT)
+        self.cfg, init = cfg, normal(cfg.init_std)
+        self.patch_in = Dense(rngs, patch_dim, cfg.hidden, ("feature", "embed"), init)
+        self.positions = param(rngs, (cfg.grid**2, cfg.hidden), ("feature", "embed"), init)
         keys = jax.random.split(rngs.params(), cfg.layers)
         self.layers = jax.vmap(lambda k: VisionBlock(cfg, nnx.Rngs(k)))(keys)
         self.merger = Merger(rngs, cfg, out, shuffle_first=False)

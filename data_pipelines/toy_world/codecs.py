@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,9 @@ class VideoCodec:
             raise ValueError(f"a video is uint8 [T, H, W, 3], got {video.dtype} {video.shape}.")
         t, h, w, _ = video.shape
         if (t - 1) % TEMPORAL:
-            raise ValueError(f"a video of {t} frames: the codec needs 1 + {TEMPORAL}k frames (1, 5, 9, 13, 17 …); cut it.")
+            raise ValueError(
+                f"a video of {t} frames: the codec needs 1 + {TEMPORAL}k frames (1, 5, 9, 13, 17 …); cut it."
+            )
         if h % SPATIAL or w % SPATIAL:
             raise ValueError(f"frames of {h}×{w} pixels: the codec needs multiples of {SPATIAL}; resize them.")
         first, later = _blocks(video)
@@ -141,7 +144,7 @@ def fit(episodes: int = FIT_EPISODES) -> tuple[VideoCodec, SoundCodec]:
     return VideoCodec.fit(data), SoundCodec.fit(data)
 
 
-def _bases(video: VideoCodec, sound: SoundCodec) -> dict[str, np.ndarray]:
+def _bases(video: VideoCodec, sound: SoundCodec) -> dict[str, Any]:
     named = {"first": video.first, "later": video.later, "sound": sound.basis}
     return {f"{n}/{k}": getattr(b, k) for n, b in named.items() for k in ("mean", "components", "scale")}
 
@@ -164,5 +167,7 @@ def load(path: str | pathlib.Path) -> tuple[VideoCodec, SoundCodec]:
     if not path.exists():
         raise ValueError(f"codec file {path} does not exist; train in this workdir first, or copy its assets.")
     with np.load(path) as f:
-        basis = {n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("first", "later", "sound")}
+        basis = {
+            n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("first", "later", "sound")
+        }
     return VideoCodec(basis["first"], basis["later"]), SoundCodec(basis["sound"])

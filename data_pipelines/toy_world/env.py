@@ -23,7 +23,7 @@ class PolicyEnv:
         self.instruction = self.goal.instruction(self.state)
 
     def frame(self) -> np.ndarray:
-        """What the camera sees now. uint8 [64,64,3]."""
+        """What the camera sees now. uint8 [48,48,3]."""
         return render([self.state])[0]
 
     def step(self, raw: np.ndarray) -> None:

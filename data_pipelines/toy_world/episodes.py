@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipelines import action as actions
-from data_pipelines.toy_world import sound, world
+from data_pipelines.toy_world import world
 from data_pipelines.toy_world.expert import Goal, expert_action, random_goal, raw_action
 from data_pipelines.toy_world.render import pixels, render
+from data_pipelines.toy_world.sound import RATE, synthesise
 from data_pipelines.toy_world.world import COLOURS, MATERIALS, WALLS, Event, State
 
 FRAMES = 17  # 1 + 4·4: five latent frames
@@ -27,7 +28,7 @@ class Episode:
 
     seed: int
     kind: str
-    video: np.ndarray  # uint8 [17,64,64,3]
+    video: np.ndarray  # uint8 [17,48,48,3]
     sound: np.ndarray  # float32 [2,13600], 8 kHz
     actions: np.ndarray  # float32 [16,10] raw
     gripper: np.ndarray  # float32 [17,2] pixels (column, row)
@@ -38,7 +39,7 @@ class Episode:
     qa: tuple[tuple[str, str], ...]
     onsets: tuple[float, ...]  # seconds of the impacts
     fps: float = world.FPS
-    sample_rate: int = sound.RATE
+    sample_rate: int = RATE
 
 
 def make_episode(seed: int) -> Episode:
@@ -57,7 +58,7 @@ def make_episode(seed: int) -> Episode:
         seed=seed,
         kind=kind,
         video=render(states),
-        sound=sound.synthesise(events, FRAMES / world.FPS),
+        sound=synthesise(events, FRAMES / world.FPS),
         actions=actions.encode(actions.pose(*poses.T), open_next),
         gripper=pixels(poses[:, :2]),
         pucks=pixels(np.array([s.pos for s in states])),

@@ -1,6 +1,6 @@
 """Pictures of the table, and the way back from a picture to positions.
 
-In: states. Out: uint8 frames [T,64,64,3]; and from frames: where each colour is (also in a blurry generated frame).
+In: states. Out: uint8 frames [T,48,48,3]; and from frames: where each colour is (also in a blurry generated frame).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 
 from data_pipelines.toy_world.world import COLOURS, PALM, RADIUS, State
 
-SIZE = 64
+SIZE = 48
 TABLE = np.array([205, 205, 205], np.float32)
 RGB = {"red": (220, 30, 30), "green": (20, 170, 40), "blue": (30, 60, 230), "yellow": (240, 205, 20)}
 MARK = {1: (250, 250, 250), 2: (20, 20, 20)}  # the centre of glass is white, of steel black; wood is plain
 GRIPPER = np.array([150, 30, 190], np.float32)  # purple: far from every puck
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-_CENTRES = np.stack([(_X + 0.5) / SIZE, 1 - (_Y + 0.5) / SIZE])  # [2, 64, 64] in table units
+_CENTRES = np.stack([(_X + 0.5) / SIZE, 1 - (_Y + 0.5) / SIZE])  # [2, 48, 48] in table units
 
 
 def pixels(pos: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def pixels(pos: np.ndarray) -> np.ndarray:
 
 
 def render(states: Sequence[State]) -> np.ndarray:
-    """[T,64,64,3] uint8. Antialiased by distance fields; the gripper over the pucks."""
+    """[T,48,48,3] uint8. Antialiased by distance fields; the gripper over the pucks."""
     t = len(states)
     frame = np.broadcast_to(TABLE, (t, SIZE, SIZE, 3)).copy()
     for i, (colour, material) in enumerate(zip(states[0].colours, states[0].materials, strict=True)):
@@ -58,13 +58,13 @@ def _distance(at: np.ndarray) -> np.ndarray:
 
 
 def _paint(frame: np.ndarray, inside: np.ndarray, colour: np.ndarray) -> None:
-    """Blend `colour` where the signed distance `inside` [T,64,64] is positive; the edge is two pixels wide."""
+    """Blend `colour` where the signed distance `inside` [T,48,48] is positive; the edge is two pixels wide."""
     alpha = np.clip(inside * (SIZE / 2) + 0.5, 0, 1)[..., None]
     frame += alpha * (colour - frame)
 
 
 def locate(frames: np.ndarray, colour: str, least: float = 4.0) -> np.ndarray:
-    """Pixel centroid (column, row) of a puck colour in uint8 frames [T,64,64,3] → [T,2]; NaN where it is absent."""
+    """Pixel centroid (column, row) of a puck colour in uint8 frames [T,48,48,3] → [T,2]; NaN where it is absent."""
     return _centroid(frames, np.array(RGB[colour], np.float32), least)
 
 

@@ -30,7 +30,7 @@ class Encoded:
     video: np.ndarray  # [C,5,8,8]
     sound: np.ndarray  # [Ds,43]
     actions: np.ndarray  # [16,10] normalised
-    frames: np.ndarray  # uint8 [4,64,64,3]
+    frames: np.ndarray  # uint8 [4,48,48,3]
     caption: str
     instruction: str
     qa: tuple[tuple[str, str], ...]
@@ -59,7 +59,9 @@ class ToyAssets:
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> ToyAssets:
         d = pathlib.Path(directory)
-        return cls(*codecs.load(d / "codecs.npz"), ActionStats.load(d / "actions.json"), ChatTokenizer(d / "tokenizer.json"))
+        return cls(
+            *codecs.load(d / "codecs.npz"), ActionStats.load(d / "actions.json"), ChatTokenizer(d / "tokenizer.json")
+        )
 
     def save(self, directory: str | pathlib.Path) -> None:
         d = pathlib.Path(directory)
@@ -105,9 +107,7 @@ def make_sample(
     row = task(name)
     if not row.generates:
         q, a = question or (CAPTION_REQUEST, e.caption)
-        return Sample(
-            name, q, sample_id, answer=a, fps=e.fps, frames=e.frames, frame_times=reason_times(e.fps)
-        )
+        return Sample(name, q, sample_id, answer=a, fps=e.fps, frames=e.frames, frame_times=reason_times(e.fps))
     text = e.instruction if row.prompt == "instruction" else e.caption
     sound = row.sound == "noisy" or (row.sound == "optional" and with_sound)
     return Sample(

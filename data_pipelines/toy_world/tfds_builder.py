@@ -35,7 +35,7 @@ class ToyWorld(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
             {
-                "video": tfds.features.Tensor(shape=(FRAMES, 64, 64, 3), dtype=np.uint8, encoding="zlib"),
+                "video": tfds.features.Tensor(shape=(FRAMES, 48, 48, 3), dtype=np.uint8, encoding="zlib"),
                 "sound": tfds.features.Tensor(shape=(2, None), dtype=np.float32, encoding="zlib"),
                 "actions": tfds.features.Tensor(shape=(FRAMES - 1, 10), dtype=np.float32),
                 "gripper": tfds.features.Tensor(shape=(FRAMES, 2), dtype=np.float32),
@@ -72,12 +72,13 @@ class TfdsSource:
 
     def __getitem__(self, i: int) -> Episode:
         record = self._data[i]
-        meta = record["meta"]
+        meta: Any = record["meta"]
         meta = json.loads(meta.decode() if isinstance(meta, bytes) else meta)
         for name in ("colours", "onsets"):
             meta[name] = tuple(meta[name])
         meta["qa"] = tuple((q, a) for q, a in meta["qa"])
-        return Episode(**meta, **{name: np.asarray(record[name], dtype) for name, dtype in ARRAYS.items()})
+        arrays: dict[str, Any] = {name: np.asarray(record[name], dtype) for name, dtype in ARRAYS.items()}
+        return Episode(**meta, **arrays)
 
 
 def open_source(directory: str | pathlib.Path, split: str) -> TfdsSource:

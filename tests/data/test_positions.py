@@ -38,7 +38,9 @@ def test_an_image_sits_at_the_origin():
 
 @pytest.mark.parametrize("fps", [5.0, 10.0, 15.0, 24.0])
 def test_action(fps):
-    want = reference(16, 1, 1, fps, temporal_compression_factor=1, base_temporal_compression_factor=4, start_frame_offset=1)
+    want = reference(
+        16, 1, 1, fps, temporal_compression_factor=1, base_temporal_compression_factor=4, start_frame_offset=1
+    )
     np.testing.assert_array_equal(positions.action(16, O, fps, SPEC), want)
 
 
@@ -81,6 +83,8 @@ def test_reasoner_positions():
 
 @pytest.mark.parametrize("bug", ["margin", "offset"])
 def test_the_suite_can_fail(bug):
-    want = reference(16, 1, 1, 10.0, temporal_compression_factor=1, base_temporal_compression_factor=4, start_frame_offset=1)
+    want = reference(
+        16, 1, 1, 10.0, temporal_compression_factor=1, base_temporal_compression_factor=4, start_frame_offset=1
+    )
     origin, start = (O - 1, 1) if bug == "margin" else (O, 0)
     assert not np.array_equal(positions.action(16, origin, 10.0, SPEC, start), want)

@@ -11,11 +11,11 @@ import zlib
 
 import numpy as np
 import torch
-from data_pipelines.packing import patchify
 from diffusers import Cosmos3OmniTransformer
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_text_tokens, get_3d_mrope_ids_vae_tokens
 
 from cosmos_jax.config import ModelConfig
+from data_pipelines.packing import patchify
 from data_pipelines.schema import Bucket, empty_batch
 
 OMNI = dict(

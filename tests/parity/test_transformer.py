@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from data_pipelines.packing import unpatchify
 from parity import oracle
 
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST, Precision
+from data_pipelines.packing import unpatchify
 
 REL, PEAK = 2e-6, 2e-5
 CASES = {

@@ -1,4 +1,4 @@
-"""Files survive the round trip: pictures, frame counts and rates, the moment of a sound, actions; and clear refusals."""
+"""Files survive the round trip: pictures, frame counts and rates, the moment of a sound, actions; clear refusals."""
 
 import numpy as np
 import pytest
