@@ -13,8 +13,8 @@ VISION = dict(
     init_std=0.06,
 )  # fmt: skip
 MIXTURE = dict(
-    reason=3.0, text2image=1.0, text2video=1.0, text2video_sound=1.5, image2video=1.0, video2video=1.0,
-    forward_dynamics=2.5, inverse_dynamics=1.5, policy=2.5,
+    reason=3.0, text2image=0.6, text2video=0.6, text2video_sound=1.6, image2video=0.6, video2video=0.8,
+    forward_dynamics=2.5, inverse_dynamics=1.5, policy=3.0,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def get_config():
         shift_image=1.0,
         shift_video=1.0,
     )
-    set_group(config, "optim", lr=2e-3, warmup=50, beta2=0.99, weight_decay=0.01, clip=5.0)
+    set_group(config, "optim", lr=3e-3, warmup=50, beta2=0.99, weight_decay=0.01, clip=5.0)
     set_group(config, "train", steps=1500, log_every=20, checkpoint_every=500, sample_every=500)
     set_group(config, "sample", steps=12, shift=1.0, guidance=2.0, max_new_tokens=64)
     return config

@@ -67,7 +67,10 @@ def prepare_train(options) -> Work:
     def work() -> None:
         from cosmos_jax.cli.make import sampler
 
-        train.train(config, workdir, loader, on_sample=sampler(config, assets, workdir))
+        try:
+            train.train(config, workdir, loader, on_sample=sampler(config, assets, workdir))
+        finally:
+            loader.close()
         print(f"Next: python -m cosmos_jax evaluate --config={options.config} --workdir={workdir}")
 
     return work
@@ -105,7 +108,7 @@ def prepare_evaluate(options) -> Work:
         from cosmos_jax import evaluate, report
 
         scores = evaluate.evaluate(pipeline, workdir)
-        report.write(workdir, scores)
+        print(f"Open {report.write(workdir, scores)} in a browser.")
 
     return work
 

@@ -3,7 +3,7 @@
 In: a `Pipeline`. Out: in the working directory, scores.json (one row per ability), facts.json (what ran, where, how
 long, and the fine print of every row) and examples/*.npz for the report.
 
-    held-out episodes ─► requests without their targets ─► pipeline ─► measure ─► score ◄─ baselines ◄─ training episodes
+    held-out episodes ─► requests without targets ─► pipeline ─► measure ─► score ◄─ baselines ◄─ training episodes
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def evaluate(pipeline: Any, workdir: str | Path, config: Config | None = None) -
     that is not named an upper reference.
     """
     workdir, config = Path(workdir), config or pipeline.config
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=150)
     study = Study.prepare(pipeline, config, workdir / "examples")
     seconds = {}
     for part in PARTS:
@@ -78,10 +79,14 @@ def describe(pipeline: Any, config: Config) -> dict:
 
 def commit() -> str:
     """The git commit of this code, with + for uncommitted changes."""
-    run = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        call = ("git", *words)
+        return subprocess.run(call, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout.strip()
+        head, dirty = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return "unknown (not a git checkout)"
     return head + ("+" if dirty else "")

@@ -6,6 +6,7 @@ Inverse dynamics is judged against the recorded actions; the policy by what happ
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from data_pipelines.toy_world.env import PolicyEnv
 from data_pipelines.toy_world.samples import Encoded, make_sample
 
 CHUNK = 16  # actions per look at the table
+REPEATS = 4  # tries per task of the baselines that act at random
 EXPERT = f"expert {UPPER}"
 
 
@@ -29,9 +31,10 @@ def inverse_dynamics(study: Study) -> None:
         true=true, got=got,
     )  # fmt: skip
 
+    unit = stats.denormalise(np.ones(true.shape[-1])) - stats.denormalise(np.zeros(true.shape[-1]))
+
     def rms(guess):
-        d = stats.normalise(true) - (guess - stats.denormalise(np.zeros(got.shape[-1]))) / stats.denormalise_scale
-        return np.sqrt(np.mean(d**2, (1, 2)))
+        return np.sqrt(np.mean(((guess - true) / unit) ** 2, (1, 2)))
 
     def slip(guess):
         return 1000 * np.linalg.norm((guess - true)[..., :3], axis=-1).mean(1)
@@ -65,10 +68,19 @@ def policy(study: Study) -> None:
                 film[i].append(envs[i].frame())
                 done[i] = envs[i].success()
     kinds = np.array([e.kind for e in envs])
+
+    def replay(env, rng):
+        return study.train[rng.randint(len(study.train))].actions
+
     study.score(
         "policy, closed loop", done.astype(float), "success rate", "higher",
-        {"random actions": _rollouts(n, chunks, expert=False), EXPERT: _rollouts(n, chunks, expert=True)},
-        note=f"Goal reached within {chunks} × {CHUNK} actions; {CHUNK} actions are performed per look at the table.",
+        {
+            "random actions": _rollouts(n, chunks * CHUNK, lambda env, rng: [env.random_action(rng)], REPEATS),
+            "actions of random training episodes": _rollouts(n, chunks * CHUNK, replay, REPEATS),
+            EXPERT: _rollouts(n, chunks * CHUNK, lambda env, rng: [env.expert_action()]),
+        },
+        note=f"Goal reached within {chunks} × {CHUNK} actions; {CHUNK} actions are performed per look at the table. "
+        f"The first two baselines are averages of {REPEATS} tries per task.",
         parts={k: {"model": float(done[kinds == k].mean())} for k in dict.fromkeys(kinds.tolist())},
     )  # fmt: skip
     length = 1 + CHUNK * chunks
@@ -87,13 +99,14 @@ def _request(study: Study, env: PolicyEnv, number: int):
     return blank(make_sample(view, "policy", sample_id=number))
 
 
-def _rollouts(n: int, chunks: int, expert: bool) -> np.ndarray:
-    """Success of the script, or of random actions, on the same tasks. [n] float."""
+def _rollouts(n: int, steps: int, player: Callable, repeats: int = 1) -> np.ndarray:
+    """Success of someone else on the same tasks. player(env, rng) → actions to come. [n · repeats] float."""
     wins = []
-    for seed in range(n):
-        env, rng, won = PolicyEnv(seed), np.random.RandomState(seed), False
-        for _ in range(CHUNK * chunks):
-            env.step(env.expert_action() if expert else env.random_action(rng))
-            won = won or env.success()
+    for seed in range(n * repeats):
+        env, rng, won, left = PolicyEnv(seed % n), np.random.RandomState(seed), False, steps
+        while left > 0 and not won:
+            for action in player(env, rng)[:left]:
+                env.step(action)
+                won, left = won or env.success(), left - 1
         wins.append(float(won))
     return np.array(wins)

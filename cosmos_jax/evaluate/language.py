@@ -6,6 +6,7 @@ Baselines: what the training episodes say most often, per slot and per question.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +39,13 @@ def _captions(study: Study, said: list[str]) -> None:
         "caption, slots", right.mean(1), "share right", "higher", {USUAL: guess.mean(1)},
         note=f"Exact agreement of each of {', '.join(SLOTS)} (to 0.1 s) with the true caption; a slot that the true "
         "caption leaves out must be left out.",
-        parts={s: {"model": float(m), USUAL: float(g)} for s, m, g in zip(SLOTS, right.mean(0), guess.mean(0), strict=True)},
+        parts={s: {"model": float(right[:, k].mean()), USUAL: float(guess[:, k].mean())} for k, s in enumerate(SLOTS)},
     )  # fmt: skip
     mode = Counter(usual).most_common(1)[0][0]
     study.score(
         "caption, word for word", [float(a == b) for a, b in zip(said, true, strict=True)], "share right", "higher",
-        {USUAL: [float(mode == b) for b in true]}, note="The whole caption, with the times of impact, letter by letter.",
+        {USUAL: [float(mode == b) for b in true]},
+        note="The whole caption, times of impact included, letter by letter.",
     )  # fmt: skip
     study.keep("caption", video=[e.video for e in study.raw], said=said, true=true)
 
@@ -56,16 +58,15 @@ def _answers(study: Study, pairs: list[tuple[int, str, str]], said: list[str]) -
     usual = {q: counts.most_common(1)[0][0] for q, counts in seen.items()}
     right = np.array([float(a == b) for (_, _, a), b in zip(pairs, said, strict=True)])
     guess = np.array([float(usual.get(q) == a) for _, q, a in pairs])
-    kinds = {q: np.array([q == k for _, k, _ in pairs]) for q in usual}
+    kinds = [(q, m) for q in usual if (m := np.array([q == k for _, k, _ in pairs])).any()]
     study.score(
         "question answering", right, "share right", "higher", {f"{USUAL}, per question": guess},
         note="The answer, letter by letter.",
-        parts={q: {"model": float(right[m].mean()), USUAL: float(guess[m].mean())} for q, m in kinds.items() if m.any()},
+        parts={q: {"model": float(right[m].mean()), USUAL: float(guess[m].mean())} for q, m in kinds},
     )  # fmt: skip
-    first = [k for k, (i, _, _) in enumerate(pairs) if i in {p[0] for p in pairs[:EXAMPLES]}]
-    columns = zip(*((i, q, a, said[k]) for k, (i, q, a) in ((k, pairs[k]) for k in first)), strict=True)
-    episode, question, true, answer = map(list, columns)
-    np.savez_compressed(
-        study.out / "question.npz", question=question, said=answer, true=true,
-        video=np.stack([study.raw[i].video for i in episode]),
-    )  # fmt: skip
+    clips = list(dict.fromkeys(i for i, _, _ in pairs))[:EXAMPLES]
+    shown = [(clips.index(i), q, a, b) for (i, q, a), b in zip(pairs, said, strict=True) if i in clips]
+    columns: dict[str, Any] = dict(
+        zip(("clip", "question", "true", "said"), map(list, zip(*shown, strict=True)), strict=True)
+    )
+    np.savez_compressed(study.out / "question.npz", video=np.stack([study.raw[i].video for i in clips]), **columns)

@@ -11,10 +11,10 @@ import numpy as np
 
 from data_pipelines.toy_world.render import SIZE, locate, locate_gripper
 from data_pipelines.toy_world.sound import onsets
-from data_pipelines.toy_world.world import COLOURS, MATERIALS
+from data_pipelines.toy_world.world import COLOURS, MATERIALS, RADIUS
 
 LOST = SIZE / 2  # px: the error of an object that a generated frame does not show, and the largest there is
-VISIBLE = 12.0  # weighted pixels of a colour that make it "shown" (a puck has about 50)
+VISIBLE = float(np.pi * (RADIUS * SIZE) ** 2 / 4)  # pixels of a colour, a quarter of a puck, that make it "shown"
 VERBS = ("carries", "grasps", "pushes", "slides", "moves")
 WAYS = ("left", "right", "up", "down")
 SLOTS = ("verb", "colour", "material", "direction", "first impact", "time of impact")
@@ -41,9 +41,12 @@ def shows(picture: np.ndarray, colour: str) -> bool:
     return bool(np.isfinite(locate(picture[None], colour, least=VISIBLE)).all())
 
 
-def track(video: np.ndarray, colours) -> np.ndarray:
-    """Where everything is in a video uint8 [T,H,W,3]: [T, 1+n, 2], gripper first; NaN where it is not seen."""
-    return np.stack([locate_gripper(video), *(locate(video, c) for c in colours)], 1)
+def track(video: np.ndarray, colours, least: float = 4.0) -> np.ndarray:
+    """Where everything is in a video uint8 [T,H,W,3]: [T, 1+n, 2], gripper first; NaN where it is not seen.
+
+    least: pixels that must be seen. The truth is judged with VISIBLE, so that a puck hidden by the hand asks nothing.
+    """
+    return np.stack([locate_gripper(video), *(locate(video, c, least) for c in colours)], 1)
 
 
 def distance(guess: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -64,11 +67,15 @@ def first_onset(wave: np.ndarray) -> float:
     return float(found[0]) if found else np.nan
 
 
-def jolts(path: np.ndarray, fps: float) -> np.ndarray:
-    """How abruptly anything changes its velocity at each frame of a track [T,n,2] → [T] px/frame², and 0 at the ends."""
-    v = np.diff(path, axis=0)
-    change = np.nan_to_num(np.linalg.norm(np.diff(v, axis=0), axis=-1)).max(1)
-    return np.pad(change, 1)
+def seen_impact(pucks: np.ndarray, fps: float, least: float = 1.0) -> float:
+    """When any puck of a track [T,n,2] changes its velocity most; NaN if by less than `least` px/frame²."""
+    change = np.nan_to_num(np.linalg.norm(np.diff(pucks, n=2, axis=0), axis=-1)).max(1, initial=0.0)
+    return float(1 + change.argmax()) / fps if change.max() > least else np.nan
+
+
+def nearest(time: float, onsets: list[float]) -> float:
+    """Seconds from `time` to the nearest onset; NaN if there is neither."""
+    return min((abs(time - t) for t in onsets), default=np.nan)
 
 
 def onset_error(heard: np.ndarray, true: np.ndarray, penalty: float) -> np.ndarray:

@@ -1,19 +1,20 @@
-"""What the model makes heard: is the first impact of a generated clip heard when the caption says?
+"""What the model makes heard: is an impact heard when the caption says, and when the generated picture shows it?
 
-Onsets are found in the waveform, in generated and true sound alike.
+Onsets are found in the waveform, impacts in the paths of the pucks; in generated and true clips alike.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from cosmos_jax.evaluate.measure import first_onset, onset_error
+from cosmos_jax.evaluate.measure import first_onset, nearest, onset_error, seen_impact, track
 from cosmos_jax.evaluate.study import UPPER, Study
 from data_pipelines.toy_world.episodes import FRAMES
+from data_pipelines.toy_world.sound import onsets
 
 
 def text2video_sound(study: Study) -> None:
-    """First onset in the generated sound against the true time of the first impact, in milliseconds."""
+    """Two rows: onset against the caption's time, and sound against the picture that was made with it."""
     index = [i for i, e in enumerate(study.raw) if e.onsets][: study.config.evaluate.samples]
     made = study.generate("text2video_sound", index)
     study.keep_clips("text2video_sound", index, made)
@@ -32,10 +33,32 @@ def text2video_sound(study: Study) -> None:
         {
             "mean onset in training": ms(np.full(len(true), usual.mean())),
             "a random time": ms(anywhere),
-            f"true sound through the tokeniser {UPPER}": ms(through),
+            f"tokeniser alone {UPPER}": ms(through),
         },
         note=f"The caption gives the time to 0.1 s. A clip in which nothing is heard counts as {1000 * length:.0f} ms.",
         silent=float(np.isnan(heard).mean()),
+    )  # fmt: skip
+    _together(study, index, made, length)
+
+
+def _together(study: Study, index: list[int], made: list, length: float) -> None:
+    """The hardest visible knock of a puck against the nearest heard onset of the same clip, and of all other clips."""
+    fps = study.raw[0].fps
+
+    def gaps(videos, sounds) -> np.ndarray:  # [video, sound] ms
+        seen = [seen_impact(track(v, study.raw[i].colours)[:, 1:], fps) for i, v in zip(index, videos, strict=True)]
+        heard = [onsets(s) for s in sounds]
+        table = np.array([[nearest(t, found) for found in heard] for t in seen])
+        return 1000 * np.where(np.isnan(table), length, table)
+
+    own = np.eye(len(index), dtype=bool)
+    ours = gaps([g.video for g in made], [g.sound for g in made])
+    true = gaps([study.raw[i].video for i in index], [study.raw[i].sound for i in index])
+    study.score(
+        "sound with picture", ours[own], "ms", "lower",
+        {"sound of the other clips": ours[~own] if len(index) > 1 else np.nan, f"true clips {UPPER}": true[own]},
+        note="From the largest change of a puck's velocity in the generated picture to the nearest onset in the "
+        f"generated sound; {1000 * length:.0f} ms where there is no such change or no sound.",
     )  # fmt: skip
 
 

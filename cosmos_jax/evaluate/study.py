@@ -1,7 +1,7 @@
 """What every part of the evaluation shares: held-out and training episodes, requests, the score sheet, the examples.
 
-In: a pipeline and a config. Out: `Study`, which the parts fill. No request carries its own answer: `blank` removes every
-noisy stream before the pipeline sees the sample.
+In: a pipeline and a config. Out: `Study`, which the parts fill. No request carries its own answer: `blank` removes
+every noisy stream before the pipeline sees the sample.
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ def required(baseline: str) -> bool:
 
 def row(value, unit: str, better: str, baselines: dict[str, Any]) -> dict:
     """One score. Values are numbers, or one number per sample (their mean counts; NaN = the sample has none)."""
-    mean = float(np.nanmean(value))
-    rivals = {k: float(np.nanmean(v)) for k, v in baselines.items()}
+    mean, rivals = _mean(value), {k: _mean(v) for k, v in baselines.items()}
     sign = {"higher": 1, "lower": -1}[better]
     beats = np.isfinite(mean) and all(sign * mean > sign * v for k, v in rivals.items() if required(k))
     return {"value": mean, "unit": unit, "baselines": rivals, "better": better, "beats": bool(beats)}
+
+
+def _mean(value) -> float:
+    x = np.asarray(value, float)
+    x = x[~np.isnan(x)]
+    return float(x.mean()) if x.size else float("nan")
 
 
 def blank(s: Sample) -> Sample:
@@ -101,7 +106,8 @@ class Study:
 
     def keep(self, name: str, **arrays) -> None:
         """Save the first EXAMPLES of each array for the report."""
-        np.savez_compressed(self.out / f"{name}.npz", **{k: np.asarray(x[:EXAMPLES]) for k, x in arrays.items()})
+        first: dict[str, Any] = {k: np.asarray(x[:EXAMPLES]) for k, x in arrays.items()}
+        np.savez_compressed(self.out / f"{name}.npz", **first)
 
     def keep_clips(self, name: str, index: Sequence[int], made: list, **more) -> None:
         """Generated clips (and sound) beside the truth."""

@@ -18,7 +18,7 @@ class PolicyEnv:
     def __init__(self, seed: int):
         rng = np.random.RandomState((seed * 7919 + 0xC0515) % 2**32)
         self.kind = ("push", "grasp", "carry")[seed % 3]
-        self.state = self.first = world.reset(rng, int(rng.randint(1, 4)))
+        self.state = self.first = world.reset(rng, int(rng.randint(1, 3)))
         self.goal = random_goal(rng, self.state, self.kind)
         self.instruction = self.goal.instruction(self.state)
 

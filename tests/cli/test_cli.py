@@ -21,7 +21,11 @@ from cosmos_jax.checkpoint import Checkpoints
 from cosmos_jax.cli.options import read_config
 from cosmos_jax.codecs import toy
 from cosmos_jax.pipeline import Pipeline
+from data_pipelines.action import ActionStats
+from data_pipelines.tokenizer import ChatTokenizer
+from data_pipelines.toy_world import codecs
 from data_pipelines.toy_world.episodes import make_episode
+from data_pipelines.toy_world.samples import ToyAssets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIDE = toy.CANVAS.height
@@ -38,10 +42,11 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
-    """A directory with fitted assets."""
-    where = tmp_path_factory.mktemp("assets")
-    toy.prepare(where)
-    return where / toy.DIRECTORY
+    """A directory with assets, fitted to a few episodes to save time."""
+    where = tmp_path_factory.mktemp("assets") / toy.DIRECTORY
+    stats = ActionStats.fit(np.concatenate([make_episode(i).actions for i in range(20)]))
+    ToyAssets(*codecs.fit(20), stats, ChatTokenizer()).save(where)
+    return where
 
 
 @pytest.fixture(scope="module")
