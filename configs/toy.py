@@ -21,8 +21,8 @@ MIXTURE = dict(
 def get_config():
     config = defaults()
     set_group(
-        config, "model", name="toy", layers=4, hidden=192, heads=6, kv_heads=2, head_dim=32, mlp=576,
-        rope_sections=(6, 5, 5), vocab=512, latent_channels=32, action_dim=16, sound_dim=16, init_std=0.06, vision=VISION,
+        config, "model", name="toy", layers=4, hidden=192, heads=4, kv_heads=2, head_dim=48, mlp=576,
+        rope_sections=(8, 8, 8), rope_theta=1e4, vocab=512, latent_channels=32, action_dim=16, sound_dim=16, init_std=0.06, vision=VISION,
     )  # fmt: skip
     set_group(config, "data", mixture=MIXTURE, episodes=4000, look_ahead=64)
     set_group(
@@ -39,6 +39,6 @@ def get_config():
         shift_video=1.0,
     )
     set_group(config, "optim", lr=3e-3, warmup=50, beta2=0.99, weight_decay=0.01, clip=5.0)
-    set_group(config, "train", steps=1500, log_every=20, checkpoint_every=500, sample_every=500)
+    set_group(config, "train", steps=1200, log_every=20, checkpoint_every=300, sample_every=600)
     set_group(config, "sample", steps=12, shift=1.0, guidance=2.0, max_new_tokens=64)
     return config

@@ -56,12 +56,13 @@ class ChatTokenizer:
         """Special tokens and ids below 0 are left out."""
         return self._tok.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
 
-    def _turn(self, role: str, content: list[int]) -> list[int]:
-        return [self.im_start, *self.encode(role + "\n"), *content, self.eos, *self.encode("\n")]
+    def _turn(self, role: str, text: str, content: Sequence[int] = ()) -> list[int]:
+        """Role and text are split together: "\\n" and a text's own leading newlines may be one token."""
+        return [self.im_start, *self.encode(f"{role}\n{text}"), *content, self.eos, *self.encode("\n")]
 
     def chat(self, messages: Sequence[tuple[str, str]], add_generation_prompt: bool = True) -> list[int]:
         """(role, text) pairs → `<|im_start|>role\\ntext<|im_end|>\\n` …, then the assistant's header."""
-        ids = [i for role, text in messages for i in self._turn(role, self.encode(text))]
+        ids = [i for role, text in messages for i in self._turn(role, text)]
         return ids + ([self.im_start, *self.encode("assistant\n")] if add_generation_prompt else [])
 
     def generation_ids(self, prompt: str) -> list[int]:
@@ -76,11 +77,11 @@ class ChatTokenizer:
         pads[i] visual tokens stand for the frames at times[i] seconds: `<1.5 seconds><|vision_start|>…<|vision_end|>`
         (spec §3.2). Supervised are the answer's tokens and the <|im_end|> that closes it, not the header (spec §3.5).
         """
+        texts = [*(f"<{t:.1f} seconds>" for t in times), question]
         content: list[int] = []
-        for n, t in zip(pads, times, strict=True):
-            content += [*self.encode(f"<{t:.1f} seconds>"), self.vision_start, *[self.video_pad] * n, self.vision_end]
-        content += self.encode(question)
-        ids = [*self._turn("user", content), self.im_start, *self.encode("assistant\n")]
+        for n, text in zip(pads, texts[1:], strict=True):
+            content += [self.vision_start, *[self.video_pad] * n, self.vision_end, *self.encode(text)]
+        ids = [*self._turn("user", texts[0], content), self.im_start, *self.encode("assistant\n")]
         if answer is None:
             return ids, [False] * len(ids)
         reply = [*self.encode(answer), self.eos]

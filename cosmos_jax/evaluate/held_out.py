@@ -1,7 +1,7 @@
 """The training loss on episodes never trained on, against what can be had without looking at the input.
 
-Baselines: for a modality the best constant velocity (the mean target of these very tokens: privileged), for text the
-entropy of the token frequencies of these very answers.
+Baselines: for a modality the best constant velocity and the best element-wise linear denoiser, for text the entropy of
+the token frequencies; all fitted to these very tokens, so that they are privileged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ def losses(study: Study) -> None:
     """A few packed batches of the training mixture from held-out episodes, noised once for model and baseline."""
     batches = held_out_batches(study)
     got = study.pipeline.held_out_loss(batches, SEED)
-    for name, constant in best_constants(study, batches).items():
+    for name, tokens in noisy_tokens(study, batches).items():
         study.score(
-            f"held-out loss, {name}", got[f"loss/{name}"], "mse", "lower", {"best constant velocity": constant},
-            note=f"Flow-matching loss over {len(batches)} packed batches, in the units of training.",
+            f"held-out loss, {name}", got[f"loss/{name}"], "mse", "lower",
+            {"best constant velocity": constant(tokens), "linear denoiser": linear(tokens)},
+            note=f"Flow-matching loss over {len(batches)} packed batches, in the units of training. The linear "
+            "denoiser sees one latent number at a time and knows its mean and variance: the empty table, no object.",
         )  # fmt: skip
     counts = Counter(t for b in batches for t in b["und_targets"][b["und_targets"] >= 0].tolist())
     share = np.array(list(counts.values())) / sum(counts.values())
@@ -50,21 +52,53 @@ def held_out_batches(study: Study) -> list[dict[str, np.ndarray]]:
     return [next(loader) for _ in range(BATCHES)]
 
 
-def best_constants(study: Study, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """The loss of the best constant velocity per feature, averaged over the batches like the model's."""
+@dataclasses.dataclass
+class Noisy:
+    """The supervised tokens of one modality in all batches, one line each: [n, features], zero where invalid."""
+
+    x0: np.ndarray
+    target: np.ndarray  # velocity
+    x_t: np.ndarray
+    sigma: np.ndarray  # [n, 1]
+    weight: np.ndarray  # [n, features]: what an element's squared error counts in the mean loss of the batches
+
+    def loss(self, velocity: np.ndarray) -> float:
+        return float((self.weight * (velocity - self.target) ** 2).sum())
+
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        """Weighted mean per feature."""
+        return (self.weight * x).sum(0) / np.maximum(self.weight.sum(0), 1e-12)
+
+
+def noisy_tokens(study: Study, batches: list[dict[str, np.ndarray]]) -> dict[str, Noisy]:
+    """Noise the batches exactly as the model's loss does, and gather what it is asked for."""
     c, key = study.config, jax.random.key(SEED)
-    noise = jax.jit(lambda batch: flow.noise_batch(key, batch, c.flow, c.model.patch).velocity)
-    targets = [jax.device_get(noise(b)) for b in batches]
-    out = {}
-    for i, name in enumerate(MODALITIES):
-        if not any(name in v and b[f"{name}_noisy"].any() for v, b in zip(targets, batches, strict=True)):
-            continue
-        weight = [np.where(b[f"{name}_noisy"], b[f"{name}_weight"], 0)[..., None] for b in batches]
-        valid = [v[name] != 0 for v in targets]  # the target is 0 exactly where nothing is supervised
-        total = sum((w * ok).sum((0, 1)) for w, ok in zip(weight, valid, strict=True))
-        mean = sum((w * v[name]).sum((0, 1)) for w, v in zip(weight, targets, strict=True)) / np.maximum(total, 1e-9)
-        out[name] = float(np.mean([
-            (w * ok * (v[name] - mean) ** 2).sum() / max(b["segment_items"][..., i].sum(), 1)
-            for w, ok, v, b in zip(weight, valid, targets, batches, strict=True)
-        ]))  # fmt: skip
-    return out
+    noise = jax.jit(lambda batch: flow.noise_batch(key, batch, c.flow, c.model.patch))
+    found: dict[str, list[tuple]] = {}
+    for b in batches:
+        noised = jax.device_get(noise(b))
+        for i, name in enumerate(MODALITIES):
+            if name not in noised.velocity or not b[f"{name}_noisy"].any():
+                continue
+            pick, target = b[f"{name}_noisy"], noised.velocity[name]
+            sigma = np.take_along_axis(noised.sigma, np.maximum(b[f"{name}_segment_ids"], 0), 1)
+            share = b[f"{name}_weight"] / max(b["segment_items"][..., i].sum(), 1) / len(batches)
+            weight = share[..., None] * (target != 0)  # the target is 0 exactly where nothing is supervised
+            whole = (b[f"{name}_x0"], target, noised.x_t[name], sigma[..., None], weight)
+            found.setdefault(name, []).append(tuple(x[pick] for x in whole))
+    return {name: Noisy(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in found.items()}
+
+
+def constant(tokens: Noisy) -> float:
+    """Loss of the best constant velocity per feature."""
+    return tokens.loss(tokens.mean(tokens.target))
+
+
+def linear(tokens: Noisy) -> float:
+    """Loss of the best denoiser that looks at one number at a time and knows its mean, its variance and sigma."""
+    mean = tokens.mean(tokens.x0)
+    variance = tokens.mean((tokens.x0 - mean) ** 2)
+    s = tokens.sigma
+    gain = (1 - s) * variance / np.maximum(s**2 + (1 - s) ** 2 * variance, 1e-12)
+    x0 = mean + gain * (tokens.x_t - (1 - s) * mean)
+    return tokens.loss((tokens.x_t - x0) / np.maximum(s, 1e-6))

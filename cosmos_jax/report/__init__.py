@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cosmos_jax.report import sections
+import cosmos_jax.report.sections as sections
 from cosmos_jax.report.html import Missing, missing, page
 from cosmos_jax.report.pictures import grid, poster
 

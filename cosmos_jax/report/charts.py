@@ -27,7 +27,9 @@ class Line:
     colour: int = 0
 
 
-def chart(title: str, lines: list[Line], x_label: str = "", log: bool = False, height: int = HEIGHT) -> str:
+def chart(
+    title: str, lines: list[Line], x_label: str = "", log: bool = False, width: int = WIDTH, height: int = HEIGHT
+) -> str:
     """All lines in one frame. Points that are not finite (or not positive, if log) are skipped."""
     kept = [(line, _finite(line, log)) for line in lines]
     x = np.concatenate([p[0] for _, p in kept]) if kept else np.zeros(0)
@@ -40,7 +42,7 @@ def chart(title: str, lines: list[Line], x_label: str = "", log: bool = False, h
     a, b = (math.log(low), math.log(high)) if log else (low, high)
 
     def px(v):
-        return LEFT + (WIDTH - LEFT - RIGHT) * (v - x0) / (x1 - x0)
+        return LEFT + (width - LEFT - RIGHT) * (v - x0) / (x1 - x0)
 
     def py(v):
         v = np.log(v) if log else v
@@ -48,11 +50,11 @@ def chart(title: str, lines: list[Line], x_label: str = "", log: bool = False, h
 
     out = [f'<text class="title" x="{LEFT}" y="15">{escape(title)}</text>']
     for t in ticks:
-        out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(t):.1f}" y2="{py(t):.1f}" stroke="#e4e7ec"/>')
+        out.append(f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{py(t):.1f}" y2="{py(t):.1f}" stroke="#e4e7ec"/>')
         out.append(f'<text x="{LEFT - 5}" y="{py(t) + 4:.1f}" text-anchor="end">{t:.4g}</text>')
-    for t in _ticks(x0, x1):
+    for t in (t for t in _ticks(x0, x1) if px(t) < width - RIGHT - 7 * len(x_label)):
         out.append(f'<text x="{px(t):.1f}" y="{height - BOTTOM + 13}" text-anchor="middle">{t:.6g}</text>')
-    out.append(f'<text x="{WIDTH - RIGHT}" y="{height - BOTTOM + 13}" text-anchor="end">{escape(x_label)}</text>')
+    out.append(f'<text x="{width - RIGHT}" y="{height - BOTTOM + 13}" text-anchor="end">{escape(x_label)}</text>')
     for line, (lx, ly) in kept:
         points = " ".join(f"{u:.1f},{v:.1f}" for u, v in zip(px(lx), py(ly), strict=True))
         style = ' stroke-dasharray="4 3"' if line.dashed else ""
@@ -60,7 +62,7 @@ def chart(title: str, lines: list[Line], x_label: str = "", log: bool = False, h
         colour = COLOURS[line.colour % len(COLOURS)]
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"{style}/>')
     out += _legend([line for line in lines if not line.faint], height)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(out)}</svg>'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(out)}</svg>'
 
 
 def smooth(y: np.ndarray, share: float = 0.05) -> np.ndarray:

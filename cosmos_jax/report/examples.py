@@ -35,7 +35,9 @@ def _waves(made: np.ndarray, true: np.ndarray, rate: int = 8000, hop: int = 80) 
         loud = np.sqrt((wave[:, : wave.shape[1] // hop * hop].reshape(2, -1, hop) ** 2).mean((0, 2)))
         return Line(name, np.arange(len(loud)) * hop / rate, loud, **look)
 
-    return chart("loudness", [line("generated", made), line("true", true, dashed=True, colour=1)], "s", height=130)
+    return chart(
+        "loudness", [line("generated", made), line("true", true, dashed=True, colour=1)], "s", width=300, height=120
+    )
 
 
 def captions(data: Data) -> str:
@@ -66,11 +68,11 @@ def actions(data: Data) -> str:
         x = np.arange(len(true))
         plots = [
             chart(name, [Line("predicted", x, got[:, c]), Line("true", x, true[:, c], dashed=True, colour=1)],
-                  "step", height=150)
+                  "step", width=230, height=130)
             for c, name in enumerate(CHANNELS)
         ]  # fmt: skip
         items.append(card(f"“{escape(prompt)}”", clip(data["video"][k], "given"), *plots))
-    return cards(items)
+    return cards(items, "wide")
 
 
 def _readable(raw: np.ndarray) -> np.ndarray:

@@ -44,6 +44,8 @@ th { font-weight:600; color:var(--soft) } td.number { white-space:nowrap; font-v
 .lost { background:#fef3f2 } .upper { color:var(--soft) } mark { background:#fde2e1; color:var(--bad) }
 .missing { border-left:4px solid var(--bad); padding:8px 14px; background:#fef3f2; border-radius:4px; font-size:14px }
 .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(340px,1fr)); gap:16px }
+.charts svg { width:100% } .pair svg { flex:1 1 220px; max-width:320px }
+.wide { grid-template-columns:repeat(auto-fill,minmax(500px,1fr)) }
 svg text { font:11px system-ui,sans-serif; fill:var(--soft) } svg .title { font-size:13px; fill:var(--ink) }
 .strip { display:flex; gap:2px; margin:4px 0; width:100% }
 .strip span { color:#fff; font-size:11px; padding:2px 0; text-align:center; border-radius:3px; overflow:hidden;
@@ -111,11 +113,12 @@ def _figure(inner: str, caption: str) -> str:
 
 def card(text: str, *figures: str) -> str:
     """text is HTML."""
-    return f'<div class="card"><p>{text}</p><div class="pair">{"".join(figures)}</div></div>'
+    head = f"<p>{text}</p>" if text else ""
+    return f'<div class="card">{head}<div class="pair">{"".join(figures)}</div></div>'
 
 
-def cards(items) -> str:
-    return f'<div class="cards">{"".join(items)}</div>'
+def cards(items, css: str = "") -> str:
+    return f'<div class="cards {css}">{"".join(items)}</div>'
 
 
 def table(head: list[str], rows: list[list[str]], css: list[str] | None = None) -> str:

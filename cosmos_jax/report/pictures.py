@@ -79,13 +79,13 @@ def _score_table(figure, scores: dict[str, dict]) -> None:
     axis = figure.subplots()
     axis.axis("off")
     step = 1 / (len(scores) + 1)
-    for k, head in zip((0.0, 0.40, 0.60), ("ability", "model", "baselines"), strict=True):
-        axis.text(k, 1 - step / 2, head, fontsize=8.5, color="#667085", va="center")
+    for k, head in zip((0.0, 0.36, 0.63), ("ability", "model", "baselines"), strict=True):
+        axis.text(k, 1 - step / 2, head, fontsize=8, color="#667085", va="center")
     for i, (name, s) in enumerate(scores.items()):
         y, colour = 1 - (i + 1.5) * step, "#1d2433" if s["beats"] else "#c4161c"
         rivals = "; ".join(f"{k} {v:.3g}" for k, v in s["baselines"].items())
-        axis.text(0, y, name, fontsize=8.5, va="center", color=colour)
-        axis.text(0.40, y, f"{s['value']:.3g} {s['unit']}", fontsize=8.5, va="center", color=colour, fontweight="bold")
-        axis.text(0.60, y, textwrap.fill(rivals, 46), fontsize=6.5, va="center", color="#667085")
+        axis.text(0, y, name, fontsize=8, va="center", color=colour)
+        axis.text(0.36, y, f"{s['value']:.3g} {s['unit']}", fontsize=8, va="center", color=colour, fontweight="bold")
+        axis.text(0.63, y, textwrap.fill(rivals, 48), fontsize=6, va="center", color="#667085")
     axis.set_xlim(0, 1.02)
     axis.set_ylim(0, 1)

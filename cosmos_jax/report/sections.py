@@ -123,7 +123,9 @@ def made(run: Run) -> str:
     out = ["<p>Clips loop without sound; those with a sound track start when you press play.</p>"]
     for t in TABLE:
         how = ", ".join(f"{k} {v}" for k, v in run.facts.get("sampling", {}).get(t.name, {}).items())
-        out.append(f'<h3 id="task-{t.name}">{t.name}</h3><p class="soft">{escape(t.summary)}{_given(t)} {how}</p>')
+        out.append(
+            f'<h3 id="task-{t.name}">{t.name}</h3><p class="soft">{escape(t.summary)}{_given(t)} <i>{how}</i></p>'
+        )
         for file, build in EXAMPLES[t.name]:
             try:
                 out.append(build(run.examples(file)))
@@ -135,7 +137,8 @@ def made(run: Run) -> str:
 def _given(t: Task) -> str:
     if t.clean_frames == EVERY or not t.clean_frames:
         return "."
-    return f". Given: the first {1 + 4 * (t.clean_frames - 1)} frame(s)."
+    frames = 1 + 4 * (t.clean_frames - 1)
+    return f". Given: the first {f'{frames} frames' if frames > 1 else 'frame'}."
 
 
 def curves(run: Run) -> str:

@@ -3,12 +3,13 @@
 In: pixels or waveform. Out: normalised latents with the interface of the real VAEs: causal 1+4k frames → 1+k latent
 frames, 25 sound latents a second, zero mean and unit variance overall on the data they were fitted to.
 
-Components are scaled by the *square root* of their deviation: leading ones keep a larger variance than trailing ones, so
-a small model's loss is about what is visible first. (The real VAEs scale each channel to unit variance.)
+Components are scaled by the *square root* of their deviation: leading ones keep a larger variance than trailing ones,
+so a small model's loss is about what is visible first. (The real VAEs scale each channel to unit variance.)
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from dataclasses import dataclass
@@ -171,3 +172,9 @@ def load(path: str | pathlib.Path) -> tuple[VideoCodec, SoundCodec]:
             n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("first", "later", "sound")
         }
     return VideoCodec(basis["first"], basis["later"]), SoundCodec(basis["sound"])
+
+
+@functools.cache
+def load_or_fit(path: str | pathlib.Path | None = None) -> tuple[VideoCodec, SoundCodec]:
+    """The codecs of a file, or with None freshly fitted ones (a few seconds); once per process."""
+    return fit() if path is None else load(path)

@@ -17,13 +17,13 @@ class PolicyEnv:
 
     def __init__(self, seed: int):
         rng = np.random.RandomState((seed * 7919 + 0xC0515) % 2**32)
-        self.kind = ("push", "grasp", "carry")[seed % 3]
         self.state = self.first = world.reset(rng, int(rng.randint(1, 3)))
-        self.goal = random_goal(rng, self.state, self.kind)
+        self.goal = random_goal(rng, self.state, ("push", "grasp", "carry")[seed % 3])
+        self.kind = self.goal.kind  # a push that no puck has room for becomes a grasp
         self.instruction = self.goal.instruction(self.state)
 
     def frame(self) -> np.ndarray:
-        """What the camera sees now. uint8 [48,48,3]."""
+        """What the camera sees now. uint8 [SIZE,SIZE,3]."""
         return render([self.state])[0]
 
     def step(self, raw: np.ndarray) -> None:

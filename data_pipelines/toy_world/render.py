@@ -1,6 +1,6 @@
 """Pictures of the table, and the way back from a picture to positions.
 
-In: states. Out: uint8 frames [T,48,48,3]; and from frames: where each colour is (also in a blurry generated frame).
+In: states. Out: uint8 frames [T,SIZE,SIZE,3]; and from frames: where each colour is (also in a blurry generated frame).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ RGB = {"red": (220, 30, 30), "green": (20, 170, 40), "blue": (30, 60, 230), "yel
 MARK = {1: (250, 250, 250), 2: (20, 20, 20)}  # the centre of glass is white, of steel black; wood is plain
 GRIPPER = np.array([150, 30, 190], np.float32)  # purple: far from every puck
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-_CENTRES = np.stack([(_X + 0.5) / SIZE, 1 - (_Y + 0.5) / SIZE])  # [2, 48, 48] in table units
+MARGIN = 10  # pixels around the picture, so that no window is cut at its edge
+PUCK_WINDOW, GRIPPER_WINDOW = SIZE // 8, SIZE // 6  # half sides that hold the drawn thing and its soft edge
 
 
 def pixels(pos: np.ndarray) -> np.ndarray:
@@ -26,45 +27,51 @@ def pixels(pos: np.ndarray) -> np.ndarray:
 
 
 def render(states: Sequence[State]) -> np.ndarray:
-    """[T,48,48,3] uint8. Antialiased by distance fields; the gripper over the pucks."""
-    t = len(states)
-    frame = np.broadcast_to(TABLE, (t, SIZE, SIZE, 3)).copy()
+    """[T,SIZE,SIZE,3] uint8. Antialiased by distance fields; the gripper over the pucks."""
+    side = SIZE + 2 * MARGIN
+    frame = np.broadcast_to(TABLE, (len(states), side, side, 3)).copy()
     for i, (colour, material) in enumerate(zip(states[0].colours, states[0].materials, strict=True)):
-        at = np.array([s.pos[i] for s in states], np.float32)
-        r = _distance(at)
-        _paint(frame, RADIUS - r, np.array(RGB[COLOURS[colour]], np.float32))
+        where, d = _window(np.array([s.pos[i] for s in states], np.float32), PUCK_WINDOW)
+        r = np.hypot(d[0], d[1])
+        _paint(frame, where, RADIUS - r, np.array(RGB[COLOURS[colour]], np.float32))
         if material in MARK:
-            _paint(frame, 0.04 - r, np.array(MARK[material], np.float32))
+            _paint(frame, where, 0.04 - r, np.array(MARK[material], np.float32))
     _draw_gripper(frame, states)
-    return (frame + 0.5).astype(np.uint8)
+    return (frame[:, MARGIN:-MARGIN, MARGIN:-MARGIN] + 0.5).astype(np.uint8)
 
 
 def _draw_gripper(frame: np.ndarray, states: Sequence[State]) -> None:
     """A palm and two fingers along the heading: apart when open, together when closed."""
     pose = np.array([s.gripper for s in states], np.float32)
-    gap = np.array([0.066 if s.open else 0.03 for s in states], np.float32)
-    at, c, s = pose[:, :2], np.cos(pose[:, 2]), np.sin(pose[:, 2])
-    d = _CENTRES[None] - at[:, :, None, None]
-    u = d[:, 0] * c[:, None, None] + d[:, 1] * s[:, None, None]  # along the heading
-    v = -d[:, 0] * s[:, None, None] + d[:, 1] * c[:, None, None]
-    _paint(frame, PALM - np.hypot(u + 0.02, v), GRIPPER)
-    across = np.abs(np.abs(v) - gap[:, None, None])
-    finger = np.maximum(np.abs(u - 0.04) - 0.055, across - 0.02)
-    _paint(frame, -finger, GRIPPER)
+    gap = np.array([0.066 if s.open else 0.03 for s in states], np.float32)[:, None, None]
+    c, s = np.cos(pose[:, 2])[:, None, None], np.sin(pose[:, 2])[:, None, None]
+    where, d = _window(pose[:, :2], GRIPPER_WINDOW)
+    u, v = d[0] * c + d[1] * s, -d[0] * s + d[1] * c  # along the heading, and across it
+    finger = np.maximum(np.abs(u - 0.04) - 0.055, np.abs(np.abs(v) - gap) - 0.02)
+    _paint(frame, where, PALM - np.hypot(u + 0.02, v), GRIPPER)
+    _paint(frame, where, -finger, GRIPPER)
 
 
-def _distance(at: np.ndarray) -> np.ndarray:
-    return np.hypot(_CENTRES[0] - at[:, 0, None, None], _CENTRES[1] - at[:, 1, None, None])
+def _window(at: np.ndarray, half: int) -> tuple[tuple, tuple]:
+    """Table points [T,2] → index of the (2·half+1)² pixels around each, and their offset (x, y) from it, [T,k,k]."""
+    col, row = np.rint(pixels(at)).astype(int).T[:, :, None] + np.arange(-half, half + 1)
+    x = (col + np.float32(0.5)) / np.float32(SIZE) - at[:, :1]
+    y = 1 - (row + np.float32(0.5)) / np.float32(SIZE) - at[:, 1:]
+    frames = np.arange(len(at))[:, None, None]
+    return (frames, row[:, :, None] + MARGIN, col[:, None, :] + MARGIN), (
+        x[:, None, :].astype(np.float32), y[:, :, None].astype(np.float32),
+    )  # fmt: skip
 
 
-def _paint(frame: np.ndarray, inside: np.ndarray, colour: np.ndarray) -> None:
-    """Blend `colour` where the signed distance `inside` [T,48,48] is positive; the edge is two pixels wide."""
+def _paint(frame: np.ndarray, where: tuple, inside: np.ndarray, colour: np.ndarray) -> None:
+    """Blend `colour` into a window where the signed distance `inside` is positive; the edge is two pixels wide."""
     alpha = np.clip(inside * (SIZE / 2) + 0.5, 0, 1)[..., None]
-    frame += alpha * (colour - frame)
+    below = frame[where]
+    frame[where] = below + alpha * (colour - below)
 
 
 def locate(frames: np.ndarray, colour: str, least: float = 4.0) -> np.ndarray:
-    """Pixel centroid (column, row) of a puck colour in uint8 frames [T,48,48,3] → [T,2]; NaN where it is absent."""
+    """Pixel centroid (column, row) of a puck colour in uint8 frames [T,SIZE,SIZE,3] → [T,2]; NaN where it is absent."""
     return _centroid(frames, np.array(RGB[colour], np.float32), least)
 
 

@@ -1,7 +1,7 @@
 """What the table sounds like, and when a sound begins.
 
-In: impacts. Out: stereo waveform [2,N]; and from a waveform: onset times. Pitch by material, loudness by impulse, pan by
-place.
+In: impacts. Out: stereo waveform [2,N]; and from a waveform: onset times.
+Pitch by material, loudness by impulse, pan by place.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ def synthesise(events: Sequence[Event], seconds: float) -> np.ndarray:
 
 
 def onsets(wave: np.ndarray, rate: int = RATE, threshold: float = 0.06) -> list[float]:
-    """Times (s) at which the loudness jumps: 10 ms windows whose RMS passes `threshold` and doubles its recent past."""
+    """Times (s) at which the loudness jumps: 10 ms windows whose RMS passes `threshold` and its recent past.
+
+    A ringing puck only decays, so that a rise by a fifth is a new impact; the absolute rise keeps beats and noise out.
+    """
     hop = rate // 100
     x = wave[:, : wave.shape[1] // hop * hop].astype(np.float64)
     loud = np.sqrt((x.reshape(2, -1, hop) ** 2).mean((0, 2)))
     found: list[float] = []
     for i, level in enumerate(loud):
-        past = loud[max(0, i - 4) : i].max(initial=0.0)
-        if level > threshold and level > 2.0 * past and (not found or i * 0.01 - found[-1] > 0.08):
+        past = loud[max(0, i - 3) : i].max(initial=0.0)
+        if level > threshold and level > max(1.2 * past, past + 0.03) and (not found or i * 0.01 - found[-1] > 0.06):
             found.append(i * 0.01)
     return found

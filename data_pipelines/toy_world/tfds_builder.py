@@ -17,16 +17,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.toy_world.episodes import FRAMES, Episode
+from data_pipelines.toy_world.render import SIZE
 from data_pipelines.toy_world.stream import EVAL_SEED, StreamSource
 
-JSON_FIELDS = ("seed", "kind", "colours", "caption", "instruction", "qa", "onsets", "fps", "sample_rate")
-ARRAYS = {"video": np.uint8, "sound": np.float32, "actions": np.float32, "gripper": np.float32, "pucks": np.float32}
+JSON_FIELDS = ("seed", "kind", "colours", "caption", "instruction", "qa", "onsets", "events", "fps", "sample_rate")
+ARRAYS = {"video": np.uint8} | dict.fromkeys(("sound", "actions", "poses", "gripper", "pucks"), np.float32)
 
 
 class ToyWorld(tfds.core.GeneratorBasedBuilder):
     """Video, sound, actions, positions, and a JSON text of everything else."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.1: poses and events
 
     def __init__(self, *, train: int = 4000, test: int = 64, **kwargs: Any):
         self._sizes = {"train": StreamSource(train), "test": StreamSource(test, EVAL_SEED)}
@@ -35,9 +36,10 @@ class ToyWorld(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
             {
-                "video": tfds.features.Tensor(shape=(FRAMES, 48, 48, 3), dtype=np.uint8, encoding="zlib"),
+                "video": tfds.features.Tensor(shape=(FRAMES, SIZE, SIZE, 3), dtype=np.uint8, encoding="zlib"),
                 "sound": tfds.features.Tensor(shape=(2, None), dtype=np.float32, encoding="zlib"),
                 "actions": tfds.features.Tensor(shape=(FRAMES - 1, 10), dtype=np.float32),
+                "poses": tfds.features.Tensor(shape=(FRAMES, 3), dtype=np.float32),
                 "gripper": tfds.features.Tensor(shape=(FRAMES, 2), dtype=np.float32),
                 "pucks": tfds.features.Tensor(shape=(FRAMES, None, 2), dtype=np.float32),
                 "meta": tfds.features.Text(),
@@ -76,17 +78,18 @@ class TfdsSource:
         meta = json.loads(meta.decode() if isinstance(meta, bytes) else meta)
         for name in ("colours", "onsets"):
             meta[name] = tuple(meta[name])
-        meta["qa"] = tuple((q, a) for q, a in meta["qa"])
+        for name in ("qa", "events"):
+            meta[name] = tuple(map(tuple, meta[name]))
         arrays: dict[str, Any] = {name: np.asarray(record[name], dtype) for name, dtype in ARRAYS.items()}
         return Episode(**meta, **arrays)
 
 
 def open_source(directory: str | pathlib.Path, split: str) -> TfdsSource:
     """Episodes of "train" or "test" from a directory that `write` filled. ValueError otherwise."""
-    found = sorted(pathlib.Path(directory).glob("toy_world/*/dataset_info.json"))
+    found = sorted(pathlib.Path(directory).glob(f"toy_world/{ToyWorld.VERSION}/dataset_info.json"))
     if not found:
         raise ValueError(
-            f"no toy_world dataset in {str(directory)!r}; write it with "
+            f"no toy_world dataset of version {ToyWorld.VERSION} in {str(directory)!r}; write it with "
             f"`python -m data_pipelines.toy_world.tfds_builder --dir={directory}` or set data.source=toy."
         )
     builder = tfds.builder_from_directory(str(found[-1].parent))

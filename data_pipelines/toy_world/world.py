@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_pipelines import action as actions
-
 FPS = 10.0  # actions and frames per second
 SUBSTEPS = 8
 RADIUS = 0.085  # of a puck
 PALM = 0.05  # of the gripper's disc
 REACH = 0.17  # closing with the palm this near a puck's centre grasps it
+BENEATH = 0.02  # a puck overlapping the palm by more than this as a step begins lies under it: no contact
 FRICTION = 0.45  # deceleration of a sliding puck, table widths / s²
 RESTITUTION = 0.9
 QUIET = 0.02  # impulses below this make no sound
@@ -55,6 +54,7 @@ class Event:
     impulse: float
     pos: tuple[float, float]
     materials: tuple[int, ...]
+    other: int = -1  # the second puck of a puck–puck impact
 
 
 def place(rng: np.random.RandomState, n: int, keep_off: list[tuple[np.ndarray, float]] | None = None) -> np.ndarray:
@@ -81,14 +81,15 @@ def reset(rng: np.random.RandomState, pucks: int) -> State:
 
 def step(state: State, raw_action: np.ndarray) -> tuple[State, list[Event]]:
     """Apply one raw action [10] for 1/FPS seconds. Translation and turn are clipped to what the arm can do."""
-    t = actions.decode(np.asarray(raw_action, np.float64)[None])[0]
+    a = np.asarray(raw_action, np.float64)
     x, y, yaw = state.gripper
-    move = _rotate(t[:2, 3], yaw)
+    move = _rotate(a[:2], yaw)
     length = float(np.hypot(*move))
     move = move * min(1.0, MAX_STEP / max(length, 1e-9))
-    turn = float(np.clip(np.arctan2(t[1, 0], t[0, 0]), -MAX_TURN, MAX_TURN))
+    turn = math.atan2(a[4] - a[6], a[3] + a[7])  # of the planar rotation nearest to the rot6d
+    turn = min(max(turn, -MAX_TURN), MAX_TURN)
     goal = np.clip(np.array([x, y]) + move, 0.04, 0.96)
-    wants_open = bool(raw_action[9] > 0.5)
+    wants_open = bool(a[9] > 0.5)
     held = state.held
     if wants_open:
         held = -1
@@ -120,6 +121,8 @@ def _substeps(state: State, pos: np.ndarray, vel: np.ndarray, start, goal, held:
     hand = tuple(((goal - start) * FPS).tolist())
     p, v, mass = pos.tolist(), vel.tolist(), state.mass.tolist()
     contact = _Contact(state, p, v, mass, held, [])
+    touch = RADIUS + PALM - BENEATH  # a released puck stays where it is until the palm has left it
+    beneath = [math.hypot(q[0] - start[0], q[1] - start[1]) < touch for q in p]
     for k in range(1, SUBSTEPS + 1):
         contact.now = state.time + k * dt
         g = (start[0] + (goal[0] - start[0]) * k / SUBSTEPS, start[1] + (goal[1] - start[1]) * k / SUBSTEPS)
@@ -133,7 +136,7 @@ def _substeps(state: State, pos: np.ndarray, vel: np.ndarray, start, goal, held:
                 slow = max(speed - FRICTION * dt, 0.0) / speed
                 v[i] = [v[i][0] * slow, v[i][1] * slow]
                 p[i] = [p[i][0] + v[i][0] * dt, p[i][1] + v[i][1] * dt]
-            if state.open and held < 0:
+            if held < 0 and not beneath[i]:
                 contact.palm(i, g, hand)
         for i in range(len(p)):
             contact.walls(i)
@@ -155,12 +158,12 @@ class _Contact:
     events: list[Event]
     now: float = 0.0
 
-    def _hit(self, kind: str, i: int, impulse: float, at, *others: int) -> None:
-        materials = tuple(self.state.materials[k] for k in (i, *others))
-        self.events.append(Event(self.now, kind, i, impulse, (at[0], at[1]), materials))
+    def _hit(self, kind: str, i: int, impulse: float, at, other: int = -1) -> None:
+        materials = tuple(self.state.materials[k] for k in (i, other) if k >= 0)
+        self.events.append(Event(self.now, kind, i, impulse, (at[0], at[1]), materials, other))
 
     def palm(self, i: int, g, hand) -> None:
-        """The open palm is a moving disc of infinite mass."""
+        """The empty palm, open or closed, is a moving disc of infinite mass."""
         dx, dy = self.p[i][0] - g[0], self.p[i][1] - g[1]
         dist = math.hypot(dx, dy)
         if dist >= RADIUS + PALM:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from data_pipelines import action as actions
 from data_pipelines.action import ActionStats
 from data_pipelines.toy_world import codecs, sound, world
 from data_pipelines.toy_world.env import PolicyEnv
-from data_pipelines.toy_world.episodes import Episode, make_episode
-from data_pipelines.toy_world.render import locate, locate_gripper
+from data_pipelines.toy_world.episodes import Episode, caption, make_episode
+from data_pipelines.toy_world.expert import DIRECTIONS, raw_action
+from data_pipelines.toy_world.render import SIZE, locate, locate_gripper
 from data_pipelines.toy_world.stream import StreamSource
 from data_pipelines.toy_world.world import State
 
@@ -41,7 +43,7 @@ def test_an_episode_is_a_function_of_its_seed(episodes):
 
 def test_pucks_never_leave_the_table_or_overlap_for_long(episodes):
     for e in episodes:
-        table = e.pucks / 48
+        table = e.pucks / SIZE
         assert table.min() > 0 and table.max() < 1
 
 
@@ -76,10 +78,37 @@ def test_collisions_conserve_momentum(monkeypatch):
 
 def test_actions_are_what_the_gripper_did(episodes):
     for e in episodes[:20]:
-        travelled = np.hypot(*np.diff(e.gripper, axis=0).T) / 48
+        travelled = np.hypot(*np.diff(e.gripper, axis=0).T) / SIZE
         np.testing.assert_allclose(travelled, np.hypot(*e.actions[:, :2].T), atol=2e-4)
         assert travelled.max() <= world.MAX_STEP + 1e-3
         assert set(np.unique(e.actions[:, 9])) <= {0.0, 1.0}
+
+
+def test_actions_integrate_to_the_poses(episodes):
+    for e in episodes[:20]:
+        at = actions.pose(*e.poses[0].astype(np.float64))
+        for t, (x, y, yaw) in zip(actions.decode(e.actions), e.poses[1:], strict=True):
+            at = at @ t
+            np.testing.assert_allclose(at, actions.pose(x, y, yaw), atol=1e-5)
+
+
+def test_what_the_gripper_lets_go_of_stays():
+    state = dataclasses.replace(free([[0.5, 0.5]], [[0, 0]], [1]), gripper=(0.5, 0.6, 0.3))
+    for is_open in (False, False, False, False, True, True, True):
+        assert state.held == (-1 if state.open else 0)
+        before, (state, events) = state.pos, world.step(state, raw_action(state, np.zeros(2), 0.0, is_open))
+    assert state.held == -1 and not events
+    np.testing.assert_array_equal(state.pos, before)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_an_empty_palm_pushes(is_open):
+    state = dataclasses.replace(free([[0.5, 0.5]], [[0, 0]], [1]), gripper=(0.25, 0.5, 0.0), open=is_open)
+    kinds = []
+    for _ in range(4):
+        state, events = world.step(state, raw_action(state, np.array([0.07, 0.0]), 0.0, is_open))
+        kinds += [e.kind for e in events]
+    assert state.pos[0, 0] > 0.6 and "gripper" in kinds
 
 
 def test_poses_round_trip_through_actions():
@@ -99,6 +128,7 @@ def test_sound_is_synchronous_with_the_impacts(episodes):
         if e.onsets and heard:
             found += 1
             assert min(abs(heard[0] - t) for t in e.onsets) <= 0.02
+            assert all(min(abs(h - t) for t in e.onsets) <= 0.02 for h in heard)
         if not e.onsets:
             assert not heard and not e.sound.any()
     assert found > 30
@@ -128,6 +158,47 @@ def test_captions_and_answers_tell_what_happened(episodes):
     assert min(held, moved, hits) > 20
 
 
+def test_captions_name_the_true_partner_of_every_impact():
+    """Three pucks of one material: the middle one must not be named for the last."""
+    state = free([[0.3, 0.3], [0.3, 0.8], [0.6, 0.3]], [[0.9, 0.0], [0, 0], [0, 0]], [1, 1, 1])
+    states, events = [state], []
+    for _ in range(4):
+        state, new = world.step(state, STILL)
+        states, events = [*states, state], [*events, *new]
+    assert [(e.kind, e.puck, e.other) for e in events] == [("puck", 0, 2)]
+    assert caption(states, events) == f"The blue glass puck slides right. Red hits blue at {events[0].time:.1f} s."
+
+
+def test_captions_tell_every_early_impact(episodes):
+    for e in episodes:
+        for at, kind, puck, other in e.events[:2]:
+            if kind == "gripper":
+                who, what = "The gripper", e.colours[puck]
+            else:
+                who = e.colours[puck].capitalize()
+                what = e.colours[other] if kind == "puck" else f"the {kind} wall"
+            assert f"{who} hits {what} at {at:.1f} s." in e.caption
+
+
+def test_demonstrations_do_what_they_say(episodes):
+    done = []
+    for e in episodes:
+        colour = next((c for c in e.colours if c in e.instruction), None)
+        if e.kind == "push":
+            d = (e.pucks[-1] - e.pucks[0])[e.colours.index(colour)] / SIZE * (1, -1)  # rows count downwards
+            done.append(d @ DIRECTIONS[e.instruction.split()[-1][:-1]] > 0.11)
+        elif e.kind != "slide":
+            done.append(colour in e.caption and dict(e.qa)["Does the gripper hold a puck at the end?"] == "yes")
+    assert np.mean(done) > 0.97
+
+
+def test_speed_is_printed():
+    start = time.process_time()
+    for s in range(50):
+        make_episode(s)
+    print(f"{20 * (time.process_time() - start):.1f} ms per episode")
+
+
 def test_no_question_has_one_answer_for_almost_everything(episodes):
     for q in {q for e in episodes for q, _ in e.qa}:
         answers = [dict(e.qa)[q] for e in episodes]
@@ -149,7 +220,7 @@ def test_the_expert_succeeds_and_chance_does_not():
 def test_pucks_and_gripper_are_found_in_pictures(episodes):
     off = [np.abs(locate(e.video, c) - e.pucks[:, i]).mean() for e in episodes[:30] for i, c in enumerate(e.colours)]
     assert np.nanmedian(off) < 0.5
-    assert np.isnan(locate(np.full((1, 48, 48, 3), 205, np.uint8), "red")).all()
+    assert np.isnan(locate(np.full((1, SIZE, SIZE, 3), 205, np.uint8), "red")).all()
     grip = [np.linalg.norm(locate_gripper(e.video) - e.gripper, axis=1).mean() for e in episodes[:30]]
     assert np.median(grip) < 3  # the fingers put the centroid ahead of the pose
 
@@ -158,7 +229,7 @@ def test_video_codec_is_causal_and_faithful(fitted, episodes):
     video, _ = fitted
     e = episodes[0]
     z = video.encode(e.video)
-    assert z.shape == (codecs.CHANNELS, 5, 6, 6) and z.dtype == np.float32
+    assert z.shape == (codecs.CHANNELS, 5, SIZE // 8, SIZE // 8) and z.dtype == np.float32
     for k in range(5):
         changed = e.video.copy()
         changed[4 * k + 1 :] = 0

@@ -6,7 +6,7 @@ import fake_pipeline as fake
 import numpy as np
 import pytest
 
-from cosmos_jax.evaluate import evaluate, measure, table, verdict
+from cosmos_jax.evaluate import evaluate, held_out, measure, table, verdict
 from cosmos_jax.evaluate.study import UPPER, row
 from data_pipelines.tasks import ALL, task
 from data_pipelines.toy_world.episodes import make_episode
@@ -82,6 +82,15 @@ def test_a_loss_is_said_in_words():
     assert "beats its" in verdict(row(1.0, "px", "lower", {"copy the frame": 2.0}))
     assert "not a number" in verdict(row(np.inf, "px", "lower", {}))
     assert table({"ability": lost}).row_count == 1
+
+
+def test_the_loss_baselines_are_the_best_of_their_kind():
+    rng, n = np.random.RandomState(0), 20000
+    x0, noise, s = 3 + 0.5 * rng.normal(size=(n, 2)), rng.normal(size=(n, 2)), rng.uniform(0.05, 1, (n, 1))
+    tokens = held_out.Noisy(x0, noise - x0, s * noise + (1 - s) * x0, s, np.full((n, 2), 1 / (2 * n)))
+    assert held_out.constant(tokens) == pytest.approx(1 + 0.25, rel=0.02)  # the variance of noise − x0
+    posterior = 0.25 / (s**2 + (1 - s) ** 2 * 0.25)  # of noise − x0 given x_t: its variance
+    assert held_out.linear(tokens) == pytest.approx(posterior.mean(), rel=0.02)
 
 
 def test_captions_come_apart_into_slots():
