@@ -22,7 +22,8 @@ def get_config():
     config = defaults()
     set_group(
         config, "model", name="toy", layers=4, hidden=192, heads=4, kv_heads=2, head_dim=48, mlp=576,
-        rope_sections=(8, 8, 8), rope_theta=1e4, vocab=512, latent_channels=32, action_dim=16, sound_dim=16, init_std=0.06, vision=VISION,
+        rope_sections=(8, 8, 8), rope_theta=1e4, vocab=512, latent_channels=32, action_dim=16, sound_dim=16,
+        init_std=0.06, vision=VISION,
     )  # fmt: skip
     set_group(config, "data", mixture=MIXTURE, episodes=4000, look_ahead=64)
     set_group(

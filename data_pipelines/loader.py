@@ -75,8 +75,8 @@ class Loader:
         """ValueError when the state belongs to another host layout."""
         if (state["host"], state["hosts"]) != (self.host, self.hosts):
             raise ValueError(
-                f"the loader state is of host {state['host']} of {state['hosts']}, this is {self.host} of {self.hosts}; "
-                "resume with the same number of hosts."
+                f"the loader state is of host {state['host']} of {state['hosts']}, this is {self.host} of "
+                f"{self.hosts}; resume with the same number of hosts."
             )
         self._next = state["next"]
         self._packer = Packer(self.bucket, self.look_ahead)

@@ -286,7 +286,7 @@ def one_per_row(planned: Sequence[Planned], spec: SequenceSpec, rows: int | None
 
 
 def unpack(buffers: dict[str, np.ndarray], batch: dict, b: int, n: int, s: Sample, spec: SequenceSpec) -> dict:
-    """Buffers shaped like `*_x0` → the arrays of segment n in row b: vision [C,T,h,w], action [rows,width], sound [Ds,T]."""
+    """Buffers like `*_x0` → the arrays of segment n in row b: vision [C,T,h,w], action [rows,width], sound [Ds,T]."""
     out = {}
     for m, x in buffers.items():
         tokens = np.asarray(x)[b][np.asarray(batch[f"{m}_segment_ids"])[b] == n]

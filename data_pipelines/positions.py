@@ -1,6 +1,7 @@
 """Multi-axis rotary position ids, float32, in the reference's own order of operations.
 
-In: lengths and grids. Out: [3, N] float32 arrays (T, H, W). Source: spec model.md §4.4 (generation) and §3.2 (reasoner).
+In: lengths and grids. Out: [3, N] float32 arrays (T, H, W).
+Source: spec model.md §4.4 (generation) and §3.2 (reasoner).
 The order of operations matters: at 15 000 the float32 grid is 2⁻¹⁰ (NUM-11).
 """
 

@@ -153,7 +153,7 @@ def inputs(
         input_ids=torch.arange(und_len) * 37 % 430, text_indexes=torch.arange(und_len), und_len=und_len,
         vision_tokens=[draw("vision", 1, ref["latent_channel"], T, H, W)], vision_token_shapes=[(T, ph, pw)],
         vision_sequence_indexes=torch.arange(at, at + T * ph * pw),
-        vision_mse_loss_indexes=torch.tensor([at + f * ph * pw + j for f in noisy for j in range(ph * pw)], dtype=torch.long),
+        vision_mse_loss_indexes=(at + torch.arange(T * ph * pw).view(T, -1)[noisy].flatten()).long(),
         vision_timesteps=torch.full((len(noisy) * ph * pw,), t),
         vision_noisy_frame_indexes=[torch.tensor(noisy, dtype=torch.long)],
     )  # fmt: skip
