@@ -21,25 +21,17 @@ MIXTURE = dict(
 def get_config():
     config = defaults()
     set_group(
-        config, "model", name="toy", layers=4, hidden=192, heads=4, kv_heads=2, head_dim=48, mlp=576,
-        rope_sections=(8, 8, 8), rope_theta=1e4, vocab=512, latent_channels=32, action_dim=16, sound_dim=16,
-        init_std=0.06, vision=VISION,
+        config, "model", name="toy", layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, mlp=384,
+        rope_sections=(6, 5, 5), rope_theta=100.0, vocab=512, latent_channels=16, action_dim=16, sound_dim=16,
+        remat="attn", vision=VISION,
     )  # fmt: skip
     set_group(config, "data", mixture=MIXTURE, episodes=4000, look_ahead=64)
+    set_group(config["data"], "bucket", rows=6, und=128, gen=184, vision=184, action=64, sound=96, segments=10, vit=144)
     set_group(
-        config["data"], "bucket", rows=8, und=176, gen=256, vision=256, action=96, sound=144, segments=12, vit=216
-    )
-    set_group(
-        config,
-        "flow",
-        weight_vision=1.0,
-        weight_action=1.0,
-        weight_sound=1.0,
-        weight_text=1.0,
-        shift_image=1.0,
-        shift_video=1.0,
-    )
-    set_group(config, "optim", lr=3e-3, warmup=50, beta2=0.99, weight_decay=0.01, clip=5.0)
-    set_group(config, "train", steps=1200, log_every=20, checkpoint_every=300, sample_every=600)
-    set_group(config, "sample", steps=12, shift=1.0, guidance=2.0, max_new_tokens=64)
+        config, "flow", weight_vision=1.0, weight_action=1.0, weight_sound=1.0, weight_text=1.0,
+        shift_image=5.0, shift_video=5.0,
+    )  # fmt: skip
+    set_group(config, "optim", lr=5e-3, warmup=50, beta2=0.99, weight_decay=0.01, clip=5.0)
+    set_group(config, "train", steps=4000, log_every=20, checkpoint_every=1000, sample_every=2000)
+    set_group(config, "sample", steps=12, shift=5.0, guidance=2.0, max_new_tokens=64)
     return config

@@ -112,7 +112,6 @@ class DataConfig:
     episodes: int = 4000  # training episodes of the toy world (seeds 0 … episodes-1)
     eval_episodes: int = 64  # held-out episodes (seeds from 10_000_000)
     seed: int = 0
-    workers: int = 0  # grain worker processes; 0 = in the main process
     prefetch: int = 4  # batches prepared ahead
     look_ahead: int = 64  # samples the packer may choose from
     mixture: tuple[tuple[str, float], ...] = ()  # (task, share); shares are normalised

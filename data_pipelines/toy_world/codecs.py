@@ -21,7 +21,7 @@ from data_pipelines.toy_world.stream import StreamSource
 
 SPATIAL, TEMPORAL = 8, 4  # pixels per latent side; frames per latent after the first
 HOP = 320  # samples per sound latent: 8000 / 25
-CHANNELS, SOUND_CHANNELS = 32, 16
+CHANNELS, SOUND_CHANNELS = 16, 16
 FIT_EPISODES, FIT_SEED = 200, 20_000_000
 
 

@@ -143,7 +143,8 @@ def _mover(states: list[State]) -> int:
 def _carried(states: list[State]) -> float:
     """How far the gripper has moved (table widths, as the crow flies) since it closed on what it holds at the end."""
     grasp = next(i for i, s in enumerate(states) if s.held == states[-1].held)
-    return float(np.hypot(*(a - b for a, b in zip(states[-1].gripper[:2], states[grasp].gripper[:2], strict=True))))
+    (x, y), (x0, y0) = states[-1].gripper[:2], states[grasp].gripper[:2]
+    return float(np.hypot(x - x0, y - y0))
 
 
 def caption(states: list[State], events: list[Event]) -> str:

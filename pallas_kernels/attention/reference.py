@@ -10,10 +10,13 @@ Source: spec model.md §2.2; the two streams are never concatenated.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
 def attend(
     q: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], scale: float, precision=None
 ) -> jax.Array:
@@ -24,21 +27,22 @@ def attend(
     """
     b, tq, hq, d = q.shape
     hkv = parts[0][0].shape[2]
-    q = q.reshape(b, tq, hkv, hq // hkv, d)
+    group = hq // hkv
+    q_rows = q.reshape(b, tq, hkv, group, d).transpose(0, 2, 3, 1, 4).reshape(b, hkv, group * tq, d)
     scores = []
     for k, _, mask in parts:
-        s = jnp.einsum("bqhgd,bkhd->bhgqk", q, k, precision=precision, preferred_element_type=jnp.float32) * scale
+        s = jnp.einsum("bhrd,bkhd->bhrk", q_rows, k, precision=precision, preferred_element_type=jnp.float32) * scale
+        s = s.reshape(b, hkv, group, tq, k.shape[1])
         scores.append(jnp.where(mask[:, None, None], s, -jnp.inf))
     top = jnp.maximum(jax.lax.stop_gradient(_max_over_parts(scores)), jnp.finfo(jnp.float32).min)
-    out, total = jnp.zeros(q.shape, jnp.float32), jnp.zeros(top.shape[:-1], jnp.float32)
+    out, total = jnp.zeros(q_rows.shape, jnp.float32), jnp.zeros(top.shape, jnp.float32)
     for (_, v, _), s in zip(parts, scores, strict=True):
         p = jnp.exp(s - top)
-        total = total + p.sum(-1)
-        out = out + jnp.einsum(
-            "bhgqk,bkhd->bqhgd", p.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
-        )
-    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny).transpose(0, 3, 1, 2)[..., None]
-    return (out / total).astype(q.dtype).reshape(b, tq, hq, d)
+        total = total + p.sum(-1, keepdims=True)
+        p = p.astype(v.dtype).reshape(b, hkv, group * tq, v.shape[1])
+        out = out + jnp.einsum("bhrk,bkhd->bhrd", p, v, precision=precision, preferred_element_type=jnp.float32)
+    out = out.reshape(b, hkv, group, tq, d) / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, tq, hq, d).astype(q.dtype)
 
 
 def _max_over_parts(scores: list[jax.Array]) -> jax.Array:

@@ -10,6 +10,7 @@ from data import toy
 from data_pipelines.packing import Packer, fill, patchify, plan, tight_bucket, unpack, unpatchify
 from data_pipelines.schema import MODALITIES, PAD, Bucket
 from data_pipelines.tasks import TABLE
+from data_pipelines.toy_world.codecs import CHANNELS
 
 
 def planned(n: int, seed: int = 0):
@@ -71,7 +72,7 @@ def test_patch_features_are_row_column_channel():
 
 def test_packed_latents_come_back_whole():
     """Odd sizes included: edges are padded for the patch and cropped again, and their weights count real elements."""
-    odd = np.random.RandomState(1).standard_normal((32, 5, 5, 7)).astype(np.float32)
+    odd = np.random.RandomState(1).standard_normal((CHANNELS, 5, 5, 7)).astype(np.float32)
     samples = [toy.sample("policy", vision_latents=odd), toy.sample("text2video_sound")]
     p = [plan(s, toy.assets().tokenizer, toy.spec()) for s in samples]
     need = tight_bucket(p, 1)
@@ -84,7 +85,7 @@ def test_packed_latents_come_back_whole():
             np.testing.assert_array_equal(back["action"], s.actions)
         if s.sound_latents is not None:
             np.testing.assert_array_equal(back["sound"], s.sound_latents)
-    elements = b["vision_extent"].prod(-1) * 32
+    elements = b["vision_extent"].prod(-1) * CHANNELS
     mine = b["vision_segment_ids"] == 0
     assert (elements * b["vision_weight"])[mine].sum() == pytest.approx(1.0, rel=1e-5)
 

@@ -9,6 +9,7 @@ from data import toy
 from data_pipelines.packing import plan
 from data_pipelines.sample import validate
 from data_pipelines.tasks import ALL, TABLE, describe, task
+from data_pipelines.toy_world.codecs import CHANNELS as C
 
 GENERATES = [t.name for t in TABLE if t.generates]
 
@@ -46,10 +47,10 @@ def test_clean_and_noisy_follow_the_table(name):
     [
         ("text2video", dict(fps=0.0), "fps=0.0 must be positive"),
         ("text2video", dict(vision_latents=None), "needs vision latents"),
-        ("text2image", dict(vision_latents=np.zeros((32, 5, 6, 6))), "makes one frame"),
-        ("video2video", dict(vision_latents=np.zeros((32, 2, 6, 6)), sound_latents=None), "at least 9 frames"),
-        ("text2video", dict(vision_latents=np.zeros((8, 5, 6, 6))), "expected \\(32, T, h, w\\)"),
-        ("text2video", dict(vision_latents=np.full((32, 5, 6, 6), np.nan)), "NaN"),
+        ("text2image", dict(vision_latents=np.zeros((C, 5, 6, 6))), "makes one frame"),
+        ("video2video", dict(vision_latents=np.zeros((C, 2, 6, 6)), sound_latents=None), "at least 9 frames"),
+        ("text2video", dict(vision_latents=np.zeros((8, 5, 6, 6))), f"expected \\({C}, T, h, w\\)"),
+        ("text2video", dict(vision_latents=np.full((C, 5, 6, 6), np.nan)), "NaN"),
         ("policy", dict(actions=None), "needs actions"),
         ("policy", dict(actions=np.zeros((15, 10))), "15 action rows, but 17 frames"),
         ("policy", dict(actions=np.zeros((16, 99))), "at most 16"),
