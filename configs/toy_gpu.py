@@ -14,7 +14,7 @@ def get_config():
     set_group(
         config["data"], "bucket", rows=32, und=256, gen=512, vision=512, action=128, sound=192, segments=16, vit=512
     )
-    set_group(config, "optim", lr=1e-3, warmup=500)
+    set_group(config, "optim", lr=1e-3, warmup=500, lr_scale=())
     set_group(config, "train", steps=20000, log_every=50, checkpoint_every=2000, sample_every=2000)
     set_group(config, "sample", steps=35)
     return config

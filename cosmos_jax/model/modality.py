@@ -56,7 +56,7 @@ class DomainDense(nnx.Module):
         else:
             every = shard.einsum("bni,dio->bndo", x, kernel, out=("batch", "token", "domains", "feature"), **kw)
             y = (every * one_hot[..., None]).sum(2)
-        return y + (bias * one_hot[..., None]).sum(2)
+        return y + shard.einsum("bnd,do->bno", one_hot, bias, out=("batch", "token", "act"), **kw)
 
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from data_pipelines.toy_world.stream import StreamSource
 SPATIAL, TEMPORAL = 8, 4  # pixels per latent side; frames per latent after the first
 HOP = 320  # samples per sound latent: 8000 / 25
 CHANNELS, SOUND_CHANNELS = 16, 16
+LOUDEST = 4.0  # companded sound components beyond this are not of this world
 FIT_EPISODES, FIT_SEED = 200, 20_000_000
 
 
@@ -109,12 +110,16 @@ class VideoCodec:
 
 @dataclass(frozen=True)
 class SoundCodec:
+    """Principal components, then sign(z)·log(1 + |z|): between silence and a hit lie two orders of magnitude."""
+
     basis: Basis  # HOP stereo samples
+    spread: np.ndarray  # scalar: the companded components' deviation
 
     @classmethod
     def fit(cls, episodes, channels: int = SOUND_CHANNELS) -> SoundCodec:
         x = np.concatenate([_windows(e.sound) for e in episodes])
-        return cls(Basis.fit(x, channels))
+        basis = Basis.fit(x, channels)
+        return cls(basis, np.sqrt((np.log1p(np.abs(basis.encode(x))) ** 2).mean(), dtype=np.float32))
 
     @property
     def channels(self) -> int:
@@ -124,11 +129,13 @@ class SoundCodec:
         """float32 [2,N] at 8 kHz → float32 [Ds, ⌈N/320⌉]. ValueError unless stereo."""
         if wave.ndim != 2 or len(wave) != 2:
             raise ValueError(f"sound is stereo [2, N], got {wave.shape}; duplicate a mono channel.")
-        return np.ascontiguousarray(self.basis.encode(_windows(wave)).T)
+        z = self.basis.encode(_windows(wave))
+        return np.ascontiguousarray((np.sign(z) * np.log1p(np.abs(z)) / self.spread).T)
 
     def decode(self, latents: np.ndarray, samples: int | None = None) -> np.ndarray:
         """float32 [Ds,T] → float32 [2, samples or 320·T] in −1 … 1."""
-        x = self.basis.decode(np.asarray(latents, np.float32).T)
+        y = np.asarray(latents, np.float32).T * self.spread
+        x = self.basis.decode(np.sign(y) * np.expm1(np.minimum(np.abs(y), LOUDEST)))
         wave = x.reshape(-1, 2, HOP).transpose(1, 0, 2).reshape(2, -1)
         return np.clip(wave[:, :samples], -1, 1).astype(np.float32)
 
@@ -147,7 +154,8 @@ def fit(episodes: int = FIT_EPISODES) -> tuple[VideoCodec, SoundCodec]:
 
 def _bases(video: VideoCodec, sound: SoundCodec) -> dict[str, Any]:
     named = {"first": video.first, "later": video.later, "sound": sound.basis}
-    return {f"{n}/{k}": getattr(b, k) for n, b in named.items() for k in ("mean", "components", "scale")}
+    bases = {f"{n}/{k}": getattr(b, k) for n, b in named.items() for k in ("mean", "components", "scale")}
+    return bases | {"sound/spread": sound.spread}
 
 
 def fingerprint(video: VideoCodec, sound: SoundCodec) -> str:
@@ -171,7 +179,8 @@ def load(path: str | pathlib.Path) -> tuple[VideoCodec, SoundCodec]:
         basis = {
             n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("first", "later", "sound")
         }
-    return VideoCodec(basis["first"], basis["later"]), SoundCodec(basis["sound"])
+        spread = f["sound/spread"]
+    return VideoCodec(basis["first"], basis["later"]), SoundCodec(basis["sound"], spread)
 
 
 @functools.cache

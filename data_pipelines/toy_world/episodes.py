@@ -81,7 +81,7 @@ def make_episode(seed: int) -> Episode:
 
 def _launch(rng: np.random.RandomState, state: State) -> State:
     """Give one puck a velocity."""
-    i, angle, speed = int(rng.randint(len(state.pos))), rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
+    i, angle, speed = int(rng.randint(len(state.pos))), rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.6)
     vel = state.vel.copy()
     vel[i] = speed * np.array([np.cos(angle), np.sin(angle)])
     return replace(state, vel=vel)
@@ -90,13 +90,13 @@ def _launch(rng: np.random.RandomState, state: State) -> State:
 def _play(rng: np.random.RandomState, state: State, goal: Goal) -> tuple[list[State], list[Event]]:
     """Run the script, with a smooth hand tremor and a slow turn of the wrist."""
     states, events = [state], []
-    turn, drift = rng.uniform(-0.05, 0.05), np.zeros(2)
-    heading = rng.uniform(0, 2 * np.pi)
+    turn, drift = rng.uniform(-0.02, 0.02), np.zeros(2)
+    heading, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.15, 0.15)
     for _ in range(FRAMES - 1):
         now = states[-1]
         if goal.kind == "wander":
-            heading += rng.normal(0, 0.5)
-            move = 0.045 * np.array([np.cos(heading), np.sin(heading)])
+            heading += bend
+            move = 0.03 * np.array([np.cos(heading), np.sin(heading)])
             away = np.array(now.gripper[:2]) - 0.5
             move = move - 0.08 * away * (np.abs(away) > 0.3)
             act = raw_action(now, move, turn, True)

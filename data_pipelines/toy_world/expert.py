@@ -61,9 +61,11 @@ def random_goal(rng: np.random.RandomState, state: State, kind: str) -> Goal:
             continue
         if kind == "push":
             d = np.array(DIRECTIONS[goal.where])
-            behind, ahead = p - 0.2 * d, p + (PUSHED + RADIUS + 0.05) * d
+            behind, ahead = p - 0.25 * d, p + (PUSHED + RADIUS + 0.05) * d
             if min(behind.min(), ahead.min()) < 0.04 or max(behind.max(), ahead.max()) > 0.96:
                 continue  # no room to stand behind it or to push it into
+            if (p - np.array(state.gripper[:2])) @ d < 0.1:
+                continue  # the hand would have to walk around it first
         return goal
     return Goal("grasp", int(rng.randint(len(state.pos))))
 
@@ -74,8 +76,8 @@ def expert_action(state: State, goal: Goal, turn: float = 0.0) -> np.ndarray:
     if goal.kind == "push":
         return _act(state, _push_target(g, p, np.array(DIRECTIONS[goal.where])), turn, True)
     if state.held == goal.puck:
-        to = np.array(CORNERS[goal.where]) if goal.kind == "carry" else g
-        return _act(state, to - g, turn, False)
+        to = np.array(CORNERS[goal.where]) if goal.kind == "carry" else p
+        return _act(state, to - p, turn, False)
     if state.held >= 0 or not state.open:
         return _act(state, np.zeros(2), turn, True)
     d = p - g
@@ -88,11 +90,11 @@ def _push_target(g: np.ndarray, p: np.ndarray, d: np.ndarray) -> np.ndarray:
     """Displacement that leads behind the puck, around it, and then through it."""
     along, side = float((p - g) @ d), float((p - g) @ np.array([-d[1], d[0]]))
     if along > 0 and abs(side) < 0.03:
-        return d * 0.06
+        return d * 0.04
     behind = p - d * (RADIUS + PALM + 0.035)
     if along < RADIUS + PALM and abs(side) < RADIUS + PALM + 0.02:  # in the way: step aside first
         aside = np.array([-d[1], d[0]]) * (-1.0 if side > 0 else 1.0)
-        return aside * 0.08 - d * (0.05 if abs(side) > RADIUS else 0.0)
+        return aside * 0.06 - d * (0.03 if abs(side) > RADIUS else 0.0)
     return behind - g
 
 

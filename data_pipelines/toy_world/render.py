@@ -18,7 +18,7 @@ MARK = {1: (250, 250, 250), 2: (20, 20, 20)}  # the centre of glass is white, of
 GRIPPER = np.array([150, 30, 190], np.float32)  # purple: far from every puck
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 MARGIN = 10  # pixels around the picture, so that no window is cut at its edge
-PUCK_WINDOW, GRIPPER_WINDOW = SIZE // 8, SIZE // 6  # half sides that hold the drawn thing and its soft edge
+PUCK_WINDOW, GRIPPER_WINDOW = SIZE // 6, SIZE // 5  # half sides that hold the drawn thing and its soft edge
 
 
 def pixels(pos: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def render(states: Sequence[State]) -> np.ndarray:
         r = np.hypot(d[0], d[1])
         _paint(frame, where, RADIUS - r, np.array(RGB[COLOURS[colour]], np.float32))
         if material in MARK:
-            _paint(frame, where, 0.04 - r, np.array(MARK[material], np.float32))
+            _paint(frame, where, 0.055 - r, np.array(MARK[material], np.float32))
     _draw_gripper(frame, states)
     return (frame[:, MARGIN:-MARGIN, MARGIN:-MARGIN] + 0.5).astype(np.uint8)
 
@@ -43,12 +43,12 @@ def render(states: Sequence[State]) -> np.ndarray:
 def _draw_gripper(frame: np.ndarray, states: Sequence[State]) -> None:
     """A palm and two fingers along the heading: apart when open, together when closed."""
     pose = np.array([s.gripper for s in states], np.float32)
-    gap = np.array([0.066 if s.open else 0.03 for s in states], np.float32)[:, None, None]
+    gap = np.array([0.09 if s.open else 0.045 for s in states], np.float32)[:, None, None]
     c, s = np.cos(pose[:, 2])[:, None, None], np.sin(pose[:, 2])[:, None, None]
     where, d = _window(pose[:, :2], GRIPPER_WINDOW)
     u, v = d[0] * c + d[1] * s, -d[0] * s + d[1] * c  # along the heading, and across it
-    finger = np.maximum(np.abs(u - 0.04) - 0.055, np.abs(np.abs(v) - gap) - 0.02)
-    _paint(frame, where, PALM - np.hypot(u + 0.02, v), GRIPPER)
+    finger = np.maximum(np.abs(u - 0.05) - 0.07, np.abs(np.abs(v) - gap) - 0.03)
+    _paint(frame, where, PALM - np.hypot(u + 0.03, v), GRIPPER)
     _paint(frame, where, -finger, GRIPPER)
 
 

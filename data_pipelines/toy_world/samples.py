@@ -149,7 +149,7 @@ class ToySamples:
         question = (CAPTION_REQUEST, e.caption) if rng.uniform() < 0.5 else e.qa[rng.randint(len(e.qa))]
         prompt = "" if rng.uniform() < self.data.caption_dropout else None
         return make_sample(
-            e, name, sample_id=sample_id, prompt=prompt, question=question, with_sound=rng.uniform() < 0.5,
+            e, name, sample_id=sample_id, prompt=prompt, question=question, with_sound=rng.uniform() < 0.25,
             shift=self.shift.get(task(name).vision, 1.0),
         )  # fmt: skip
 

@@ -13,13 +13,16 @@ import numpy as np
 from data_pipelines.toy_world.world import Event
 
 RATE = 8000  # samples per second
-PITCH = (250.0, 700.0, 1500.0)  # wood, glass, steel; Hz
-DECAY = (18.0, 14.0, 9.0)  # 1 / s
-RING = 0.35  # seconds a hit is heard
+PITCH = (250.0, 700.0, 1500.0)  # wood, glass, steel; Hz; multiples of the 25 Hz of sound latents
+DECAY = (11.0, 8.5, 6.0)  # 1 / s
+RING = 0.5  # seconds a hit is heard
 
 
 def synthesise(events: Sequence[Event], seconds: float) -> np.ndarray:
-    """Damped sinusoids that start exactly at the impacts. [2, seconds·8000] float32 in −1 … 1."""
+    """Damped sinusoids that start exactly at the impacts. [2, seconds·8000] float32 in −1 … 1.
+
+    All follow one clock: a ringing material has the same phase in every 40 ms latent, so latents say how loud it is.
+    """
     n = int(round(seconds * RATE))
     out = np.zeros((2, n))
     for e in events:
@@ -27,8 +30,9 @@ def synthesise(events: Sequence[Event], seconds: float) -> np.ndarray:
         if first >= n:
             continue
         t = np.arange(min(int(RING * RATE), n - first)) / RATE
+        clock = t + first / RATE
         loud = 0.8 * (0.4 + 0.6 * min(1.0, e.impulse / 0.6)) / len(e.materials)  # even a touch is heard
-        ring = sum(np.sin(2 * np.pi * PITCH[m] * t) * np.exp(-DECAY[m] * t) for m in e.materials)
+        ring = sum(np.sin(2 * np.pi * PITCH[m] * clock) * np.exp(-DECAY[m] * t) for m in e.materials)
         pan = np.array([np.sqrt(1 - e.pos[0]), np.sqrt(max(e.pos[0], 0.0))])
         out[:, first : first + len(t)] += pan[:, None] * (loud * ring)
     return np.clip(out, -1, 1).astype(np.float32)

@@ -12,14 +12,13 @@ import numpy as np
 
 FPS = 10.0  # actions and frames per second
 SUBSTEPS = 8
-RADIUS = 0.085  # of a puck
-PALM = 0.05  # of the gripper's disc
-REACH = 0.17  # closing with the palm this near a puck's centre grasps it
-BENEATH = 0.02  # a puck overlapping the palm by more than this as a step begins lies under it: no contact
+RADIUS = 0.12  # of a puck
+PALM = 0.075  # of the gripper's disc
+REACH = 0.24  # closing with the palm this near a puck's centre grasps it
 FRICTION = 0.45  # deceleration of a sliding puck, table widths / s²
 RESTITUTION = 0.9
 QUIET = 0.02  # impulses below this make no sound
-MAX_STEP, MAX_TURN, MAX_YAW = 0.075, 0.12, 0.6  # per action; metres, radians
+MAX_STEP, MAX_TURN, MAX_YAW = 0.045, 0.12, 0.6  # per action; metres, radians
 COLOURS = ("red", "green", "blue", "yellow")
 MATERIALS = ("wood", "glass", "steel")
 MASS = {"wood": 0.5, "glass": 1.0, "steel": 2.0}
@@ -57,25 +56,24 @@ class Event:
     other: int = -1  # the second puck of a puck–puck impact
 
 
-def place(rng: np.random.RandomState, n: int, keep_off: list[tuple[np.ndarray, float]] | None = None) -> np.ndarray:
-    """n puck centres on the table that touch neither each other nor the discs in `keep_off`. [n, 2]."""
-    taken = list(keep_off or [])
-    out: list[np.ndarray] = []
-    while len(out) < n:
-        p = rng.uniform(RADIUS + 0.02, 1 - RADIUS - 0.02, 2)
-        if all(np.linalg.norm(p - q) > RADIUS + r + 0.03 for q, r in taken):
-            out.append(p)
-            taken.append((p, RADIUS))
-    return np.array(out)
+def _place(rng: np.random.RandomState, pucks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puck centres [n, 2] and a gripper [2] within a few steps of one of them, nothing touching anything."""
+    while True:
+        pos = rng.uniform(RADIUS + 0.02, 1 - RADIUS - 0.02, (pucks, 2))
+        angle = rng.uniform(0, 2 * np.pi)
+        gripper = pos[0] + rng.uniform(0.24, 0.42) * np.array([np.cos(angle), np.sin(angle)])
+        apart = [np.linalg.norm(p - q) > 2 * RADIUS + 0.02 for i, p in enumerate(pos) for q in pos[:i]]
+        clear = np.linalg.norm(pos - gripper, axis=1) > RADIUS + PALM + 0.03
+        if all(apart) and clear.all() and np.abs(gripper - 0.5).max() < 0.4:
+            return pos, gripper
 
 
 def reset(rng: np.random.RandomState, pucks: int) -> State:
-    """Pucks at rest in random places, an open gripper clear of them."""
-    gripper = rng.uniform(0.12, 0.88, 2)
-    pos = place(rng, pucks, [(gripper, PALM + 0.03)])
+    """Pucks at rest in random places, an open gripper near one and clear of all."""
+    pos, gripper = _place(rng, pucks)
     colours = tuple(int(c) for c in rng.permutation(len(COLOURS))[:pucks])
     materials = tuple(int(m) for m in rng.randint(len(MATERIALS), size=pucks))
-    yaw = float(rng.uniform(-0.4, 0.4))
+    yaw = float(rng.uniform(-0.15, 0.15))
     return State(pos, np.zeros((pucks, 2)), colours, materials, (float(gripper[0]), float(gripper[1]), yaw))
 
 
@@ -121,22 +119,21 @@ def _substeps(state: State, pos: np.ndarray, vel: np.ndarray, start, goal, held:
     hand = tuple(((goal - start) * FPS).tolist())
     p, v, mass = pos.tolist(), vel.tolist(), state.mass.tolist()
     contact = _Contact(state, p, v, mass, held, [])
-    touch = RADIUS + PALM - BENEATH  # a released puck stays where it is until the palm has left it
-    beneath = [math.hypot(q[0] - start[0], q[1] - start[1]) < touch for q in p]
     for k in range(1, SUBSTEPS + 1):
         contact.now = state.time + k * dt
         g = (start[0] + (goal[0] - start[0]) * k / SUBSTEPS, start[1] + (goal[1] - start[1]) * k / SUBSTEPS)
         for i in range(len(p)):
-            if i == held:  # a carried puck is drawn to the palm and moves with it
-                p[i] = [p[i][a] + 0.5 * (g[a] - p[i][a]) for a in (0, 1)]
-                v[i] = list(hand)
+            if i == held:  # a carried puck is drawn to the rim of the palm and moves with it
+                dx, dy = p[i][0] + hand[0] * dt - g[0], p[i][1] + hand[1] * dt - g[1]
+                pull = 0.5 + 0.5 * (RADIUS + PALM) / max(math.hypot(dx, dy), 1e-9)
+                p[i], v[i] = [g[0] + pull * dx, g[1] + pull * dy], list(hand)
                 continue
             speed = math.hypot(*v[i])
             if speed:
                 slow = max(speed - FRICTION * dt, 0.0) / speed
                 v[i] = [v[i][0] * slow, v[i][1] * slow]
                 p[i] = [p[i][0] + v[i][0] * dt, p[i][1] + v[i][1] * dt]
-            if held < 0 and not beneath[i]:
+            if held < 0:
                 contact.palm(i, g, hand)
         for i in range(len(p)):
             contact.walls(i)
