@@ -24,7 +24,7 @@ from cosmos_jax import optim
 from cosmos_jax.config import Config, from_dict, to_dict
 
 JSON_ITEMS = ("data", "config", "assets")
-EXECUTION = ("name", "scan", "remat", "insulate_und")  # model settings that change how it runs, not what it is
+EXECUTION = ("name", "scan", "remat")  # model settings that change how it runs, not what it is
 OTHER_MODEL = "set the model of the checkpoint, or use another directory"
 OTHER_STATE = "set optim.trainable, optim.frozen and optim.ema as in the checkpoint"
 

@@ -70,7 +70,6 @@ class ModelConfig:
     vision: VisionConfig | None = None  # the reasoner's eye; None = text only
     scan: bool = True  # False unrolls the layers (debugging, layer-by-layer parity)
     remat: str = "none"  # none | full | dots | attn: what the backward pass recomputes
-    insulate_und: bool = False  # True: generation losses do not train the und tower (the recipes freeze it for them)
 
     def __post_init__(self):
         _one_of("model.mlp_act", self.mlp_act, ("swiglu", "relu2"))

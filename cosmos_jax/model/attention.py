@@ -39,27 +39,25 @@ class Projections(nnx.Module):
         self.q_norm = norm() if qk_norm else None
         self.k_norm = norm() if qk_norm else None
         self.k_norm_for_gen = norm() if k_norm_for_gen else None
-        self.insulate = cfg.insulate_und
 
     def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array, precision: Precision):
-        """x [B,T,D] → q [B,T,Hq,d], k, v [B,T,Hkv,d], and (k, v) as gen queries see them; all rotated but v.
+        """x [B,T,D] → q [B,T,Hq,d], k, k_for_gen, v [B,T,Hkv,d], all rotated but v.
 
-        Edge normalises the raw und key for gen alone (spec §2.2). With `insulate_und` no gradient comes back from gen,
-        except to the weight of that norm.
+        `k_for_gen` is the key that gen queries see: Edge normalises the raw und key for them alone (spec §2.2).
         """
 
         def project(w, out):
             return shard.einsum("btd,dhk->bthk", x, use(w, precision), out=out, matmul=precision.matmul)
 
         q, k, v = project(self.q, HEADS), project(self.k, KV_HEADS), project(self.v, KV_HEADS)
-        raw, v_for_gen = jax.lax.stop_gradient((k, v)) if self.insulate else (k, v)
+        raw = k
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, precision), self.k_norm(k, precision)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        k_for_gen = jax.lax.stop_gradient(k) if self.insulate else k
+        k_for_gen = k
         if self.k_norm_for_gen is not None:
             k_for_gen = rope.rotate(self.k_norm_for_gen(raw, precision), cos, sin)
-        return q, k, v, (k_for_gen, v_for_gen)
+        return q, k, k_for_gen, v
 
     def out(self, x: jax.Array, precision: Precision) -> jax.Array:
         """x [B,T,Hq,d] → [B,T,D]."""

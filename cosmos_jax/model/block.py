@@ -68,12 +68,12 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array | None, jax.Array | None, KV]:
         """`cache` stands for the und stream's keys and values when `und` is None (denoising after the first pass)."""
         if und is not None:
-            q, k, v, for_gen = self.und.qkv(und, und_stream, precision)
-            cache = KV(*for_gen)
+            q, k, k_for_gen, v = self.und.qkv(und, und_stream, precision)
+            cache = KV(k_for_gen, v)
             und = self.und.finish(und, und_attention(q, k, v, und_stream.segment_ids, precision), precision)
         assert cache is not None, "a block without und needs the cache of its keys and values"
         if gen is not None and gen_stream is not None:
-            q, k, v, _ = self.gen.qkv(gen, gen_stream, precision)
+            q, k, _, v = self.gen.qkv(gen, gen_stream, precision)
             o = gen_attention(q, k, v, gen_stream.segment_ids, cache.k, cache.v, und_stream.segment_ids, precision)
             gen = self.gen.finish(gen, o, precision)
         return und, gen, cache
