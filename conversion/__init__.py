@@ -1,0 +1,1 @@
+"""Two-way conversion between PyTorch checkpoints and this project's parameters."""

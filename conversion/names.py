@@ -1,0 +1,45 @@
+"""Declarative name maps: which tensor of a PyTorch checkpoint is which parameter here, read in both directions.
+
+A map is a list of `Entry`. Converting only reshapes, permutes, splits and stacks, never computes, so a round trip is
+byte-identical. An entry says, for one tensor of the source (or one of `parts` equal pieces along its first axis):
+
+    piece.reshape(view).transpose(axes) == params[path]          or layer `layer` of it, where layers are stacked
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Entry:
+    source: str  # name in the PyTorch checkpoint
+    path: tuple[str, ...]  # where it lives in the nested dict of parameters
+    view: tuple[int, ...] | None = None  # reshape the piece first; None: as it is
+    axes: tuple[int, ...] | None = None  # then permute; None: as it is
+    layer: int | None = None  # position along the leading, stacked axis of params[path]; None: not stacked
+    part: int = 0  # which piece of the source …
+    parts: int = 1  # … of how many equal ones along its axis 0
+
+
+def to_ours(entry: Entry, x: np.ndarray) -> np.ndarray:
+    """A source tensor → what `entry` contributes to params[path] (without the stacked axis). No copy if avoidable."""
+    if entry.parts > 1:
+        step = x.shape[0] // entry.parts
+        x = x[entry.part * step : (entry.part + 1) * step]
+    x = x if entry.view is None else x.reshape(entry.view)
+    return x if entry.axes is None else x.transpose(entry.axes)
+
+
+def to_theirs(entry: Entry, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse: one layer of params[path] → the piece of the source tensor whose whole shape is `shape`."""
+    if entry.axes is not None:
+        x = x.transpose(np.argsort(entry.axes))
+    return np.ascontiguousarray(x).reshape((shape[0] // entry.parts, *shape[1:]) if entry.parts > 1 else shape)
+
+
+def our_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of `to_ours` for a source of this shape; ValueError if the view does not fit."""
+    return to_ours(entry, np.broadcast_to(np.empty((), np.uint8), shape)).shape
