@@ -20,6 +20,7 @@ ORDER = [  # a module may import from its own line and the lines above it
     ("cosmos_jax.state",),
     ("cosmos_jax.step",),
     ("cosmos_jax.checkpoint", "cosmos_jax.metrics"),
+    ("conversion",),
     ("cosmos_jax.pipeline",),
     ("cosmos_jax.evaluate", "cosmos_jax.report"),
     ("cosmos_jax.train",),
@@ -29,7 +30,7 @@ ORDER = [  # a module may import from its own line and the lines above it
 
 
 def modules():
-    for package in ("pallas_kernels", "data_pipelines", "cosmos_jax"):
+    for package in ("pallas_kernels", "data_pipelines", "cosmos_jax", "conversion"):
         yield from sorted((ROOT / package).rglob("*.py"))
 
 

@@ -14,7 +14,11 @@ import torch
 from diffusers import Cosmos3OmniTransformer
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_text_tokens, get_3d_mrope_ids_vae_tokens
 
+from conversion import omni
+from conversion.check import check
+from conversion.tree import from_torch
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import cosmos
 from data_pipelines.packing import patchify
 from data_pipelines.schema import Bucket, empty_batch
 
@@ -71,67 +75,10 @@ def reference(ref: dict, seed: int = 3) -> Cosmos3OmniTransformer:
 
 
 def params(model: Cosmos3OmniTransformer, cfg: ModelConfig) -> dict:
-    """State dict → our tree. Every tensor must be used exactly once."""
+    """State dict → our tree, by the project's own name map."""
     state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-    used = set()
-
-    def get(name):
-        used.add(name)
-        return state[name]
-
-    def stack(pattern):
-        return np.stack([get(f"layers.{i}.{pattern}") for i in range(cfg.layers)])
-
-    def heads_out(name, n):  # torch [n·d, D] → [L, D, n, d]
-        w = stack(f"self_attn.{name}.weight")
-        return w.reshape(cfg.layers, n, cfg.head_dim, -1).transpose(0, 3, 1, 2)
-
-    def tower(q, k, v, o, qn, kn, suffix):
-        out = stack(f"self_attn.{o}.weight").reshape(cfg.layers, cfg.hidden, cfg.heads, cfg.head_dim)
-        attn = {
-            "q": heads_out(q, cfg.heads), "k": heads_out(k, cfg.kv_heads), "v": heads_out(v, cfg.kv_heads),
-            "o": out.transpose(0, 2, 3, 1),
-        }  # fmt: skip
-        if qn:
-            attn |= {n: {"weight": stack(f"self_attn.{t}.weight")} for n, t in (("q_norm", qn), ("k_norm", kn))}
-        mlp = {"up": "up_proj", "down": "down_proj"} | ({"gate": "gate_proj"} if cfg.mlp_act == "swiglu" else {})
-        return {
-            "attn": attn,
-            "mlp": {n: stack(f"mlp{suffix}.{t}.weight").swapaxes(1, 2) for n, t in mlp.items()},
-            "norm_in": {"weight": stack(f"input_layernorm{suffix}.weight")},
-            "norm_post": {"weight": stack(f"post_attention_layernorm{suffix}.weight")},
-        }
-
-    def dense(name):
-        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
-
-    def domain(name, n_in):
-        w = get(f"{name}.fc.weight")
-        return {"kernel": w.reshape(cfg.domains, n_in, -1), "bias": get(f"{name}.bias.weight")}
-
-    qn, kn = ("norm_q", "norm_k") if cfg.qk_norm_und else (None, None)
-    und = tower("to_q", "to_k", "to_v", "to_out", qn, kn, "")
-    if cfg.k_norm_und_for_gen:
-        und["attn"]["k_norm_for_gen"] = {"weight": stack("self_attn.k_norm_und_for_gen.weight")}
-    gen_names = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q", "norm_added_k", "_moe_gen")
-    io = {
-        "time": {n: dense(f"time_embedder.{n}") for n in ("linear_1", "linear_2")},
-        "vision_in": dense("proj_in"), "vision_out": dense("proj_out"),
-        "action_in": domain("action_proj_in", cfg.action_dim), "action_out": domain("action_proj_out", cfg.hidden),
-        "action_embed": get("action_modality_embed"),
-    }  # fmt: skip
-    if cfg.sound_dim:
-        io |= {
-            "sound_in": dense("audio_proj_in"), "sound_out": dense("audio_proj_out"),
-            "sound_embed": get("audio_modality_embed"),
-        }  # fmt: skip
-    tree = {
-        "embed_tokens": get("embed_tokens.weight"), "lm_head": get("lm_head.weight").T,
-        "layers": {"und": und, "gen": tower(*gen_names)}, "norm_und": {"weight": get("norm.weight")},
-        "norm_gen": {"weight": get("norm_moe_gen.weight")}, "io": io,
-    }  # fmt: skip
-    assert used == set(state), sorted(set(state) ^ used)
-    return tree
+    check(omni.entries(cfg), {k: v.shape for k, v in state.items()}, omni.part(cosmos.abstract(cfg)))
+    return from_torch(omni.entries(cfg), state)
 
 
 def inputs(

@@ -12,6 +12,9 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from conversion import reasoner
+from conversion.check import check
+from conversion.tree import from_torch
 from cosmos_jax.config import ModelConfig, VisionConfig
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
@@ -55,64 +58,12 @@ def reference():
 
 @functools.lru_cache
 def params() -> dict:
+    """Ours, by the project's own name map; the generator, which has no part in this, is random."""
     state = {k: v.detach().numpy() for k, v in reference().state_dict().items()}
-
-    def stack(pattern, n):
-        return np.stack([state[pattern.format(i)] for i in range(n)])
-
-    def dense(name, n=None):
-        w = state[f"{name}.weight"] if n is None else stack(f"{name}.weight", n)
-        b = state[f"{name}.bias"] if n is None else stack(f"{name}.bias", n)
-        return {"kernel": w.swapaxes(-1, -2), "bias": b}
-
-    def norm(name, n):
-        return {"weight": stack(f"{name}.weight", n), "bias": stack(f"{name}.bias", n)}
-
-    def merger(name, n=None):
-        at = {"weight": f"{name}.norm.weight", "bias": f"{name}.norm.bias"}
-        return {
-            "norm": {k: state[v] if n is None else stack(v, n) for k, v in at.items()},
-            "fc1": dense(f"{name}.linear_fc1", n), "fc2": dense(f"{name}.linear_fc2", n),
-        }  # fmt: skip
-
-    t, v = "model.language_model.", "model.visual."
-    lay = t + "layers.{}."
-    heads = {
-        n: stack(f"{lay}self_attn.{n}_proj.weight", 3).reshape(3, h, 16, 48).transpose(0, 3, 1, 2)
-        for n, h in (("q", 4), ("k", 2), ("v", 2))
-    }
-    o = stack(f"{lay}self_attn.o_proj.weight", 3).reshape(3, 48, 4, 16).transpose(0, 2, 3, 1)
-    und = {
-        "attn": heads
-        | {"o": o}
-        | {n: {"weight": stack(f"{lay}self_attn.{n}.weight", 3)} for n in ("q_norm", "k_norm")},
-        "mlp": {n: stack(f"{lay}mlp.{n}_proj.weight", 3).swapaxes(1, 2) for n in ("gate", "up", "down")},
-        "norm_in": {"weight": stack(f"{lay}input_layernorm.weight", 3)},
-        "norm_post": {"weight": stack(f"{lay}post_attention_layernorm.weight", 3)},
-    }
-    blk = v + "blocks.{}."
-    qkv = dense(f"{blk}attn.qkv", 3)
-    split = {
-        n: {"kernel": qkv["kernel"][..., 32 * i : 32 * i + 32], "bias": qkv["bias"][..., 32 * i : 32 * i + 32]}
-        for i, n in enumerate("qkv")
-    }
-    layers = split | {
-        "proj": dense(f"{blk}attn.proj", 3), "fc1": dense(f"{blk}mlp.linear_fc1", 3),
-        "fc2": dense(f"{blk}mlp.linear_fc2", 3), "norm_1": norm(f"{blk}norm1", 3), "norm_2": norm(f"{blk}norm2", 3),
-    }  # fmt: skip
-    vit = {
-        "patch_in": {
-            "kernel": state[v + "patch_embed.proj.weight"].reshape(32, -1).T, "bias": state[v + "patch_embed.proj.bias"]
-        },
-        "positions": state[v + "pos_embed.weight"], "layers": layers, "merger": merger(v + "merger"),
-        "deepstack": merger(v + "deepstack_merger_list.{}", 2),
-    }  # fmt: skip
-    tree = cosmos.init(CFG, jax.random.key(0))
-    tree["layers"]["und"] = und
-    return tree | {
-        "vit": vit, "embed_tokens": state[t + "embed_tokens.weight"], "lm_head": state["lm_head.weight"].T,
-        "norm_und": {"weight": state[t + "norm.weight"]},
-    }  # fmt: skip
+    names, whole = reasoner.entries(CFG), cosmos.init(CFG, jax.random.key(0))
+    check(names, {k: v.shape for k, v in state.items()}, reasoner.part(whole))
+    found = from_torch(names, state)
+    return whole | found | {"layers": whole["layers"] | found["layers"]}
 
 
 def inputs():

@@ -1,0 +1,39 @@
+"""Whole models in memory: tensors by name ↔ the nested dict of parameters. Exact: bytes are moved, nothing is computed.
+
+In: entries. Out: the other side. Models that do not fit are streamed instead (conversion/stream.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from conversion.names import Entry, to_ours, to_theirs
+
+
+def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> dict:
+    """Nested dict of numpy arrays in the source's dtypes. Run `check` first: here a missing name is a KeyError."""
+    layers: dict[tuple, dict[int | None, np.ndarray]] = {}
+    for e in entries:
+        layers.setdefault(e.path, {})[e.layer] = to_ours(e, source[e.source])
+    return unflatten_dict(
+        {
+            path: np.ascontiguousarray(found[None]) if None in found else np.stack([found[i] for i in sorted(found)])
+            for path, found in layers.items()
+        }
+    )
+
+
+def to_torch(entries: Iterable[Entry], params: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Name → array in the source's shapes and the parameters' dtypes. shapes: of every tensor of the layout."""
+    flat = flatten_dict(dict(params))
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for e in entries:
+        x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
+        parts.setdefault(e.source, {})[e.part] = to_theirs(e, x, shapes[e.source])
+    return {
+        name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
+        for name, found in parts.items()
+    }

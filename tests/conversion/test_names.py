@@ -1,0 +1,88 @@
+"""Name maps: complete for the real models, exact in both directions, and loud when something does not fit."""
+
+import ast
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+from parity import oracle
+from parity import test_reasoner as qwen
+
+from conversion import omni, reasoner
+from conversion.check import ConversionError, check
+from conversion.names import Entry
+from conversion.tree import from_torch, to_torch
+from cosmos_jax.config import from_dict
+from cosmos_jax.model import cosmos
+
+KEYS = pathlib.Path(__file__).parents[1] / "data_keys"
+LAYOUTS = {"transformer": omni, "reasoner": reasoner}
+
+
+def published(layout: str, name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of every tensor of a released model."""
+    lines = (KEYS / f"{layout}_{name}.tsv").read_text().splitlines()
+    return {key: tuple(ast.literal_eval(shape)) for key, shape in (line.split("\t")[:2] for line in lines)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "tensors"),
+    [("transformer", "nano", 814), ("transformer", "super", 1430), ("transformer", "edge", 549),
+     ("reasoner", "nano", 750), ("reasoner", "super", 1058)],
+)  # fmt: skip
+def test_every_tensor_of_the_released_models_is_mapped(layout, name, tensors):
+    """Abstractly: no weight is allocated."""
+    cfg = from_dict(importlib.import_module(f"configs.{name}").get_config()).model
+    source = published(layout, name)
+    assert len(source) == tensors
+    assert check(LAYOUTS[layout].entries(cfg), source, LAYOUTS[layout].part(cosmos.abstract(cfg))) == {}
+
+
+@pytest.mark.parametrize("which", ["omni", "edge", "qwen"])
+def test_there_and_back_is_byte_identical(which):
+    """Every tensor of a random PyTorch model, in float32 and with half of them in bfloat16."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    if which == "qwen":
+        model, names = qwen.reference(), reasoner.entries(qwen.CFG)
+    else:
+        ref = {"omni": oracle.OMNI, "edge": oracle.EDGE}[which]
+        model, names = oracle.reference(ref), omni.entries(oracle.model_config(ref))
+    state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+    half = {k: v.astype(ml_dtypes.bfloat16) for k, v in state.items()}
+    for tensors in (state, half):
+        back = to_torch(names, from_torch(names, tensors), {k: v.shape for k, v in tensors.items()})
+        assert set(back) == set(tensors)
+        for k, v in tensors.items():
+            assert back[k].dtype == v.dtype and back[k].shape == v.shape and back[k].tobytes() == v.tobytes(), k
+
+
+SOURCE = {"a.weight": (4, 6), "b.weight": (6, 2)}
+NAMES = [
+    Entry("a.weight", ("a",), axes=(1, 0), part=0, parts=2),
+    Entry("a.weight", ("c",), axes=(1, 0), part=1, parts=2),
+    Entry("b.weight", ("b",), layer=0),
+]
+TARGET = {"a": np.zeros((6, 2)), "c": np.zeros((6, 2)), "b": np.zeros((1, 6, 2))}
+
+
+@pytest.mark.parametrize(
+    ("names", "source", "target", "message"),
+    [
+        (NAMES, SOURCE | {"z": (1,)}, TARGET, "holds 'z', which no rule maps"),
+        (NAMES, {"a.weight": (4, 6)}, TARGET, "lacks 'b.weight'"),
+        (NAMES, SOURCE | {"a.weight": (4, 5)}, TARGET, r"'a.weight' of shape \[4, 5\] does not fit 'a'"),
+        (NAMES[1:], SOURCE, TARGET, "uses part 0 of 'a.weight' 0 times"),
+        ([*NAMES, NAMES[0]], SOURCE, TARGET, "uses part 0 of 'a.weight' 2 times"),
+        (NAMES, SOURCE, TARGET | {"d": np.zeros(3)}, "fills 'd' not exactly once"),
+        (NAMES, SOURCE, TARGET | {"b": np.zeros((2, 6, 2))}, r"fills 'b' \(layer 1\) not exactly once"),
+        (NAMES, SOURCE, {k: v for k, v in TARGET.items() if k != "c"}, "'a.weight' maps to 'c', but the model has no"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_sentence(names, source, target, message):
+    with pytest.raises(ConversionError, match=message):
+        check(names, source, target)
+
+
+def test_dropped_tensors_are_listed_with_their_reason():
+    assert check(NAMES, SOURCE | {"old.z": (1,)}, TARGET, {"old.*": "unused"}) == {"old.z": "unused"}
