@@ -110,13 +110,17 @@ class DataConfig:
     source: str = "toy"  # toy: stream from the simulator | toy_tfds: array_record files written by the TFDS builder
     tfds_dir: str = ""  # where toy_tfds lives
     episodes: int = 4000  # training episodes of the toy world (seeds 0 … episodes-1)
-    eval_episodes: int = 64  # held-out episodes (seeds from 10_000_000)
+    eval_episodes: int = 64  # held-out episodes
+    eval_split: str = "test"  # test | development: tune on the second, report the first
     seed: int = 0
     prefetch: int = 4  # batches prepared ahead
     look_ahead: int = 64  # samples the packer may choose from
     mixture: tuple[tuple[str, float], ...] = ()  # (task, share); shares are normalised
     bucket: Bucket = field(default_factory=lambda: Bucket(8, 128, 128, 96, 32, 64, 8))
     caption_dropout: float = 0.1  # share of generation samples whose caption is emptied (classifier-free guidance)
+
+    def __post_init__(self):
+        _one_of("data.eval_split", self.eval_split, ("test", "development"))
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: str = "adamw"  # adamw | muon (the matrices of both towers; AdamW for the rest)
     lr: float = 5e-4
     schedule: str = "cosine"  # cosine | linear | constant, after the warm-up
     warmup: int = 50
@@ -146,6 +151,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-6
+    momentum: float = 0.95  # of muon
     weight_decay: float = 0.0
     clip: float = 1.0  # global gradient norm; 0 = off
     accumulate: int = 1  # micro-batches per step (the batch is split along its rows)
@@ -155,6 +161,7 @@ class OptimConfig:
     ema: float = 0.1  # power-law EMA width s (spec model.md §6.5); 0 = no EMA
 
     def __post_init__(self):
+        _one_of("optim.name", self.name, ("adamw", "muon"))
         _one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
 
 

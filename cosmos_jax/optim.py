@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with a schedule, clipping, frozen and differently paced parameters, and the power-law EMA.
+"""The optimiser: AdamW or Muon, with a schedule, clipping, frozen and differently paced parameters; power-law EMA.
 
 In: `OptimConfig` and the nested dict of parameters. Out: an optax transformation over the *trained* part of that dict.
 Frozen parameters are taken out of the tree before anything is differentiated: no gradient, no moments, no EMA copy.
@@ -9,12 +9,16 @@ substrings of such paths (training.md §1.4: the reference selects the same way)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cosmos_jax import shard
 from cosmos_jax.config import ConfigError, OptimConfig, nearest
 
 
@@ -57,20 +61,73 @@ def schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def build(cfg: OptimConfig, steps: int, trained: dict) -> optax.GradientTransformation:
-    """clip → Adam (float32 moments, bias correction) → decoupled weight decay on every trained parameter → pace.
+    """clip → direction (Adam or Muon) → decoupled weight decay on every trained parameter → pace → learning rate.
 
-    `trained`: the trained part of the parameters (arrays or shapes). The structure of the optimiser state does not
-    depend on the settings, so a run may be resumed with another clip, decay or pace.
+    `trained`: the trained part of the parameters (arrays or shapes). The structure of the optimiser state depends on
+    nothing but `optim.name`, so a run may be resumed with another clip, decay or pace.
     """
     factors = unflatten_dict({key: _factor(cfg, "/".join(map(str, key))) for key in flatten_dict(trained)})
     pace = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, factors))
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
-        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
+        _direction(cfg, trained),
         optax.add_decayed_weights(cfg.weight_decay),
         pace,
         optax.scale_by_learning_rate(schedule(cfg, steps)),
     )
+
+
+def _direction(cfg: OptimConfig, trained: dict) -> optax.GradientTransformation:
+    """Adam (float32 moments, bias correction); with optim.name = "muon", Muon for the matrices of both towers.
+
+    Muon: Nesterov momentum, orthogonalised by five Newton–Schulz iterations (Jordan et al. 2024), times
+    0.2·√max(in, out), which gives it the size of an Adam step, so that both share one learning rate and one decay
+    (Liu et al. 2025, arXiv:2502.16982 §2.2).
+    """
+    adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
+    if cfg.name == "adamw":
+        return adam
+    matrices = {key: numbers for key, x in flatten_dict(trained).items() if (numbers := _matrix(key, x.ndim))}
+    kinds = unflatten_dict({key: "muon" if key in matrices else "adam" for key in flatten_dict(trained)})
+    muon = optax.contrib.scale_by_muon(
+        beta=cfg.momentum, weight_dimension_numbers=lambda tree: _like(tree, lambda key, _: matrices[key])
+    )
+    size = optax.stateless(lambda tree, _: _like(tree, lambda key, x: _adam_size(x, matrices[key])))
+    return optax.partition({"muon": optax.chain(_unsharded(muon), size), "adam": adam}, kinds)
+
+
+def _matrix(key: tuple, ndim: int) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a stacked parameter of the towers are in and out; None for what is not a matrix of a tower.
+
+    Layers are stacked along axis 0; q, k, v are [L, in, heads, head_dim] and o is [L, heads, head_dim, out].
+    """
+    if key[0] != "layers" or ndim < 3:
+        return None
+    first_out = ndim - 1 if key[-1] == "o" else 2
+    return optax.contrib.MuonDimensionNumbers(tuple(range(1, first_out)), tuple(range(first_out, ndim)))
+
+
+def _like(tree, f: Callable):
+    """f(key, leaf) for every leaf of a masked tree of parameters; masked ones stay."""
+    flat = flatten_dict(tree)
+    return unflatten_dict({k: x if isinstance(x, optax.MaskedNode) else f(k, x) for k, x in flat.items()})
+
+
+def _adam_size(x: jax.Array, numbers: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    fan_in, fan_out = (np.prod([x.shape[a] for a in axes]) for axes in numbers)
+    return x * float(0.2 * np.sqrt(max(fan_in, fan_out)))
+
+
+def _unsharded(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Leave the placement of what happens inside to the compiler; results lie where their inputs lay."""
+
+    def update(updates, state, params=None):
+        if shard.no_mesh():
+            return transformation.update(updates, state, params)
+        out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+        return jax.sharding.auto_axes(transformation.update, out_sharding=out)(updates, state)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def ema_exponent(s: float) -> float:

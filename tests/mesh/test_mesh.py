@@ -65,6 +65,11 @@ def main():
         results["accumulated"], results["compiled"]["accumulated"], _ = losses(
             synthetic.override(config, {"optim.accumulate": 2})
         )
+    muon = synthetic.override(config, {"optim.name": "muon"})
+    results["muon without a mesh"], *_ = losses(muon)
+    with jax.set_mesh(mesh.build(dataclasses.replace(config.mesh, fsdp=4, tp=2))):
+        results["muon"], results["compiled"]["muon"], last = losses(muon)
+        results["strayed"] += [f"muon: {path}" for path in strayed(last)]
     print(json.dumps(results))
 
 
@@ -81,7 +86,7 @@ def strayed(current) -> list[str]:
         for key in (path[i:] for i in range(len(path)) if path[i:] in home):
             found += 1
             bad += [] if x.sharding == home[key].sharding else ["/".join(path)]
-    assert found == 3 * len(home)  # two moments and one average each
+    assert found >= 2 * len(home)  # one or two moments and one average each
     return bad
 
 
@@ -98,6 +103,12 @@ def results():
 @pytest.mark.parametrize("mesh", [*MESHES, "accumulated"])
 def test_same_loss_on_any_mesh(results, mesh):
     np.testing.assert_allclose(results[mesh], results["none"], rtol=1e-5)
+
+
+def test_muon_gives_the_same_loss_on_a_mesh(results):
+    """Orthogonalising lifts rounding errors of small singular values, so the bound is looser than Adam's."""
+    np.testing.assert_allclose(results["muon"], results["muon without a mesh"], rtol=1e-4)
+    assert results["muon"][-1] != results["none"][-1]
 
 
 def test_a_run_compiles_its_step_once(results):

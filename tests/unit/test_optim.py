@@ -78,6 +78,42 @@ def test_adamw_matches_its_formula():
     np.testing.assert_allclose(np.concatenate([params["a"], params["b"]]), want, rtol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "inputs"), [("q", (2, 24, 4, 8), 1), ("o", (2, 4, 8, 24), 2), ("down", (2, 40, 24), 1)]
+)
+def test_muon_takes_the_step_of_torch(name, shape, inputs):
+    """First step against torch.optim.Muon, which iterates in bfloat16; every layer is a matrix of its own."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.RandomState(0)
+    start, grad = rng.standard_normal((2, *shape)).astype(np.float32)
+    cfg = OptimConfig(name="muon", lr=0.1, schedule="constant", warmup=0, clip=0.0, weight_decay=0.3)
+    params = {"layers": {"gen": {name: jnp.array(start)}}}
+    tx = optim.build(cfg, 10, params)
+    updates, _ = tx.update({"layers": {"gen": {name: jnp.array(grad)}}}, tx.init(params), params)
+    got = np.asarray(optax.apply_updates(params, updates)["layers"]["gen"][name])
+    fan_in = int(np.prod(shape[1 : 1 + inputs]))
+    for layer in range(shape[0]):
+        want = torch.nn.Parameter(torch.from_numpy(start[layer].reshape(fan_in, -1).copy()))
+        want.grad = torch.from_numpy(grad[layer].reshape(fan_in, -1).copy())
+        torch.optim.Muon([want], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw").step()
+        moved = want.detach().numpy() - start[layer].reshape(fan_in, -1)
+        difference = got[layer].reshape(fan_in, -1) - start[layer].reshape(fan_in, -1) - moved
+        assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(moved)
+
+
+def test_muon_takes_the_matrices_of_the_towers_and_adam_the_rest():
+    cfg, plain = OptimConfig(name="muon", warmup=0, clip=0.0), OptimConfig(warmup=0, clip=0.0)
+    stacked = {"mlp": {"up": jnp.ones((2, 4, 6))}, "norm": {"weight": jnp.ones((2, 4))}}
+    params = {"layers": {"und": stacked, "gen": stacked}, "embed": jnp.ones((5, 4))}
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), params)
+    muon, adam = (
+        tx.update(grads, tx.init(params), params)[0] for tx in (optim.build(c, 10, params) for c in (cfg, plain))
+    )
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), muon, adam)
+    tower = {"mlp": {"up": False}, "norm": {"weight": True}}
+    assert same == {"layers": {"und": tower, "gen": tower}, "embed": True}
+
+
 def test_ema_follows_the_power_law():
     """Values of the reference (training.md §1.4) for s = 0.1."""
     assert optim.ema_exponent(0.1) == pytest.approx(6.9372039376, abs=1e-9)
