@@ -14,7 +14,7 @@ from data_pipelines.toy_world import codecs
 from data_pipelines.toy_world.env import PolicyEnv
 from data_pipelines.toy_world.episodes import CAPTION_REQUEST, make_episode
 from data_pipelines.toy_world.samples import ToyAssets
-from data_pipelines.toy_world.stream import EVAL_SEED
+from data_pipelines.toy_world.stream import SPLITS
 
 CONFIG = Config(
     model=ModelConfig(
@@ -74,20 +74,20 @@ class Oracle(Fake):
         self.envs: dict[int, PolicyEnv] = {}
 
     def clip(self, s):
-        e = make_episode(EVAL_SEED + s.sample_id)
+        e = make_episode(SPLITS["test"] + s.sample_id)
         return e.video, e.sound
 
     def act(self, s):
         if s.task == "inverse_dynamics":
-            return make_episode(EVAL_SEED + s.sample_id).actions
-        env, out = self.envs.setdefault(s.sample_id, PolicyEnv(s.sample_id)), []
+            return make_episode(SPLITS["test"] + s.sample_id).actions
+        env, out = self.envs.setdefault(s.sample_id, PolicyEnv(SPLITS["test"] + s.sample_id)), []
         for _ in range(16):
             out.append(env.expert_action())
             env.step(out[-1])
         return np.stack(out)
 
     def say(self, s):
-        e = make_episode(EVAL_SEED + s.sample_id)
+        e = make_episode(SPLITS["test"] + s.sample_id)
         return e.caption if s.prompt == CAPTION_REQUEST else dict(e.qa)[s.prompt]
 
 

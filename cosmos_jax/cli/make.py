@@ -152,15 +152,15 @@ def _record(out: Path, options, where: Path, used: dict, defaults: list[str], fi
 
 
 def sampler(config, assets, workdir: Path) -> Callable[[int, dict], None]:
-    """on_sample of `train`: two held-out clips, continued from their first frame, as workdir/samples/step_<n>.png.
+    """on_sample of `train`: two development clips, continued from their first frame, as workdir/samples/step_<n>.png.
 
     Rows: truth, generated, truth, generated; columns: every fourth frame.
     """
     from cosmos_jax import optim
     from data_pipelines.toy_world.samples import make_sample
-    from data_pipelines.toy_world.stream import EVAL_SEED, StreamSource
+    from data_pipelines.toy_world.stream import held_out
 
-    episodes = list(map(StreamSource(2, EVAL_SEED).__getitem__, range(2)))
+    episodes = [held_out(2, "development")[i] for i in range(2)]
     samples = [make_sample(assets.encode(e), "image2video", with_sound=False) for e in episodes]
 
     def draw(step: int, state: dict) -> None:

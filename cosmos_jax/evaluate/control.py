@@ -13,6 +13,7 @@ import numpy as np
 from cosmos_jax.evaluate.study import EXAMPLES, UPPER, Study, blank
 from data_pipelines.toy_world.env import PolicyEnv
 from data_pipelines.toy_world.samples import Encoded, make_sample
+from data_pipelines.toy_world.stream import SPLITS
 
 CHUNK = 16  # actions per look at the table
 REPEATS = 4  # tries per task of the baselines that act at random
@@ -53,7 +54,8 @@ def inverse_dynamics(study: Study) -> None:
 def policy(study: Study) -> None:
     """Closed loop: look, predict 16 actions, perform them, look again; `evaluate.chunks` times."""
     n, chunks = study.config.evaluate.rollouts, study.config.evaluate.chunks
-    envs = [PolicyEnv(s) for s in range(n)]
+    first = SPLITS[study.config.data.eval_split]
+    envs = [PolicyEnv(first + s) for s in range(n)]
     film = [[e.frame()] for e in envs]
     done = np.zeros(n, bool)
     dreams: list[np.ndarray] = []
@@ -72,12 +74,15 @@ def policy(study: Study) -> None:
     def replay(env, rng):
         return study.train[rng.randint(len(study.train))].actions
 
+    def others(player, repeats=1):
+        return _rollouts(range(first, first + n), chunks * CHUNK, player, repeats)
+
     study.score(
         "policy, closed loop", done.astype(float), "success rate", "higher",
         {
-            "random actions": _rollouts(n, chunks * CHUNK, lambda env, rng: [env.random_action(rng)], REPEATS),
-            "actions of random training episodes": _rollouts(n, chunks * CHUNK, replay, REPEATS),
-            EXPERT: _rollouts(n, chunks * CHUNK, lambda env, rng: [env.expert_action()]),
+            "random actions": others(lambda env, rng: [env.random_action(rng)], REPEATS),
+            "actions of random training episodes": others(replay, REPEATS),
+            EXPERT: others(lambda env, rng: [env.expert_action()]),
         },
         note=f"Goal reached within {chunks} × {CHUNK} actions; {CHUNK} actions are performed per look at the table. "
         f"The first two baselines are averages of {REPEATS} tries per task.",
@@ -99,11 +104,11 @@ def _request(study: Study, env: PolicyEnv, number: int):
     return blank(make_sample(view, "policy", sample_id=number))
 
 
-def _rollouts(n: int, steps: int, player: Callable, repeats: int = 1) -> np.ndarray:
-    """Success of someone else on the same tasks. player(env, rng) → actions to come. [n · repeats] float."""
+def _rollouts(seeds: range, steps: int, player: Callable, repeats: int) -> np.ndarray:
+    """Success of someone else on the same tasks. player(env, rng) → actions to come. [seeds · repeats] float."""
     wins = []
-    for seed in range(n * repeats):
-        env, rng, won, left = PolicyEnv(seed % n), np.random.RandomState(seed), False, steps
+    for k in range(len(seeds) * repeats):
+        env, rng, won, left = PolicyEnv(seeds[k % len(seeds)]), np.random.RandomState(k), False, steps
         while left > 0 and not won:
             for action in player(env, rng)[:left]:
                 env.step(action)

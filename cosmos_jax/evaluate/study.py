@@ -18,7 +18,7 @@ from data_pipelines.sample import Sample
 from data_pipelines.tasks import ALL, task
 from data_pipelines.toy_world.episodes import Episode
 from data_pipelines.toy_world.samples import Encoded, make_sample
-from data_pipelines.toy_world.stream import EVAL_SEED, StreamSource
+from data_pipelines.toy_world.stream import StreamSource, held_out
 
 UPPER = "(upper reference)"  # ends the name of a baseline that nobody has to beat
 EXAMPLES = 4  # per task, for the report
@@ -36,6 +36,15 @@ def row(value, unit: str, better: str, baselines: dict[str, Any]) -> dict:
     sign = {"higher": 1, "lower": -1}[better]
     beats = np.isfinite(mean) and all(sign * mean > sign * v for k, v in rivals.items() if required(k))
     return {"value": mean, "unit": unit, "baselines": rivals, "better": better, "beats": bool(beats)}
+
+
+def narrow(value, rival) -> bool:
+    """Is the mean difference of two paired arrays within two of its standard errors? False where they do not pair."""
+    a, b = np.asarray(value, float), np.asarray(rival, float)
+    if a.ndim != 1 or a.shape != b.shape:
+        return False
+    d = (a - b)[np.isfinite(a) & np.isfinite(b)]
+    return len(d) > 1 and bool(abs(d.mean()) < 2 * d.std() / np.sqrt(len(d)))
 
 
 def _mean(value) -> float:
@@ -77,7 +86,8 @@ class Study:
         for old in out.glob("*.npz"):
             old.unlink()
         data = config.data
-        raw = list(map(StreamSource(data.eval_episodes, EVAL_SEED).__getitem__, range(data.eval_episodes)))
+        source = held_out(data.eval_episodes, data.eval_split)
+        raw = [source[i] for i in range(len(source))]
         usual = min(TRAIN_EPISODES, data.episodes)
         train = list(map(StreamSource(usual).__getitem__, range(usual)))
         return cls(pipeline, config, out, raw, [pipeline.assets.encode(e) for e in raw], train)
@@ -102,7 +112,8 @@ class Study:
         x = np.asarray(value, float).ravel()
         x = x[np.isfinite(x)]
         spread = {"n": len(x), "standard_error": float(x.std() / np.sqrt(len(x)))} if len(x) > 1 else {}
-        self.details[name] = {"note": note, **spread, **more}
+        close = [k for k, v in baselines.items() if required(k) and narrow(value, v)]
+        self.details[name] = {"note": note, **spread, **({"narrow": close} if close else {}), **more}
 
     def keep(self, name: str, **arrays) -> None:
         """Save the first EXAMPLES of each array for the report."""

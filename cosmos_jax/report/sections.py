@@ -26,7 +26,7 @@ from data_pipelines.schema import MODALITIES
 from data_pipelines.tasks import ALL as EVERY
 from data_pipelines.tasks import TABLE, Task
 from data_pipelines.toy_world.samples import ToyAssets, ToySamples, make_sample
-from data_pipelines.toy_world.stream import EVAL_SEED, StreamSource
+from data_pipelines.toy_world.stream import held_out
 
 UNKNOWN = "unknown"
 
@@ -97,15 +97,22 @@ def score_table(run: Run) -> str:
         )
         note = escape(detail.get("note", "")) + _parts(detail.get("parts", {}))
         said = f'<td class="verdict {"good" if s["beats"] else "bad"}">{escape(verdict(s))}</td>'
+        close = detail.get("narrow", [])
+        said = said.replace("</td>", f'<div class="note">{escape(_too_close(close))}</div></td>') if close else said
         arrow = "higher is better" if s["better"] == "higher" else "lower is better"
         rows.append([f'{escape(name)}<div class="note">{arrow}</div>', f'<td class="number">{value}</td>', rivals, said,
                      f'<span class="note">{note}</span>'])  # fmt: skip
         css.append("" if s["beats"] else "lost")
     lead = (
         "<p>Every baseline was computed in the same run from the same data. ± is one standard error of the mean over "
-        "samples. An upper reference is not to be beaten: it shows what is possible.</p>"
+        "samples; a difference of less than two standard errors may be chance. An upper reference is not to be "
+        "beaten: it shows what is possible.</p>"
     )
     return lead + table(["ability", "model", "baselines", "verdict", "what is measured"], rows, css)
+
+
+def _too_close(rivals: list[str]) -> str:
+    return f"within two standard errors of {' and '.join(rivals)}"
 
 
 def _parts(parts: dict) -> str:
@@ -172,7 +179,7 @@ def curves(run: Run) -> str:
 def tokens(run: Run) -> str:
     """One real sample of each task, packed alone, and one row of a training batch."""
     config, assets = run.config, run.assets()
-    spec, source = config.model.sequence, StreamSource(config.data.eval_episodes, EVAL_SEED)
+    spec, source = config.model.sequence, held_out(config.data.eval_episodes, config.data.eval_split)
     episode = next((e for e in map(source.__getitem__, range(len(source))) if e.onsets), source[0])
     out = [
         "<p>For each task, the two streams of one real sample and its attention mask, both read from the packed batch. "

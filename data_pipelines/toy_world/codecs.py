@@ -53,31 +53,28 @@ class Basis:
         return (z * self.scale) @ self.components + self.mean
 
 
-def _blocks(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels in −1 … 1 → first-frame blocks [h,w,192] and later blocks [k,h,w,768]."""
-    t, h, w, _ = video.shape
-    x = (video.astype(np.float32) / 127.5 - 1).reshape(t, h // SPATIAL, SPATIAL, w // SPATIAL, SPATIAL, 3)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(t, h // SPATIAL, w // SPATIAL, -1)
-    later = x[1:].reshape(-1, TEMPORAL, *x.shape[1:]).transpose(0, 2, 3, 1, 4)
-    return x[0], later.reshape(*later.shape[:3], TEMPORAL * x.shape[-1])
+def _blocks(video: np.ndarray) -> np.ndarray:
+    """uint8 [1+4k,H,W,3] → pixels in −1 … 1, in blocks of four frames [1+k,h,w,768]; the first frame four times."""
+    _, h, w, _ = video.shape
+    x = np.concatenate([np.repeat(video[:1], TEMPORAL, 0), video[1:]]).astype(np.float32) / 127.5 - 1
+    x = x.reshape(-1, TEMPORAL, h // SPATIAL, SPATIAL, w // SPATIAL, SPATIAL, 3).transpose(0, 2, 4, 1, 3, 5, 6)
+    return x.reshape(*x.shape[:3], TEMPORAL * SPATIAL**2 * 3)
 
 
 @dataclass(frozen=True)
 class VideoCodec:
-    first: Basis  # one frame: 8·8·3 pixels
-    later: Basis  # four frames: 4·8·8·3 pixels
+    """One basis for all latents, the first frame's included, so that what stands still has the same latent in each."""
+
+    basis: Basis  # four frames: 4·8·8·3 pixels
 
     @classmethod
     def fit(cls, episodes, channels: int = CHANNELS) -> VideoCodec:
-        first, later = [], []
-        for e in episodes:
-            later.append(_blocks(e.video)[1].reshape(-1, TEMPORAL * SPATIAL**2 * 3))
-            first.append(np.concatenate([_blocks(f[None])[0].reshape(-1, SPATIAL**2 * 3) for f in e.video[::4]]))
-        return cls(Basis.fit(np.concatenate(first), channels), Basis.fit(np.concatenate(later), channels))
+        blocks = [_blocks(e.video).reshape(-1, TEMPORAL * SPATIAL**2 * 3) for e in episodes]
+        return cls(Basis.fit(np.concatenate(blocks), channels))
 
     @property
     def channels(self) -> int:
-        return len(self.first.scale)
+        return len(self.basis.scale)
 
     def encode(self, video: np.ndarray) -> np.ndarray:
         """uint8 [T,H,W,3] → float32 [C, 1+(T−1)/4, H/8, W/8]. Latent k sees frames up to 4k only.
@@ -93,18 +90,15 @@ class VideoCodec:
             )
         if h % SPATIAL or w % SPATIAL:
             raise ValueError(f"frames of {h}×{w} pixels: the codec needs multiples of {SPATIAL}; resize them.")
-        first, later = _blocks(video)
-        z = np.concatenate([self.first.encode(first)[None], self.later.encode(later)])
-        return np.ascontiguousarray(z.transpose(3, 0, 1, 2))
+        return np.ascontiguousarray(self.basis.encode(_blocks(video)).transpose(3, 0, 1, 2))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """float32 [C,T',h,w] → uint8 [1+4(T'−1), 8h, 8w, 3]."""
         z = np.asarray(latents, np.float32).transpose(1, 2, 3, 0)
-        k, h, w, _ = z.shape
-        first = self.first.decode(z[:1]).reshape(1, h, w, SPATIAL, SPATIAL, 3)
-        later = self.later.decode(z[1:]).reshape(k - 1, h, w, TEMPORAL, SPATIAL, SPATIAL, 3)
-        later = later.transpose(0, 3, 1, 2, 4, 5, 6).reshape(-1, h, w, SPATIAL, SPATIAL, 3)
-        x = np.concatenate([first, later]).transpose(0, 1, 3, 2, 4, 5).reshape(-1, h * SPATIAL, w * SPATIAL, 3)
+        _, h, w, _ = z.shape
+        x = self.basis.decode(z).reshape(-1, h, w, TEMPORAL, SPATIAL, SPATIAL, 3).transpose(0, 3, 1, 4, 2, 5, 6)
+        x = x.reshape(-1, h * SPATIAL, w * SPATIAL, 3)
+        x = np.concatenate([x[:TEMPORAL].mean(0, keepdims=True), x[TEMPORAL:]])
         return (np.clip(x * 0.5 + 0.5, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -153,7 +147,7 @@ def fit(episodes: int = FIT_EPISODES) -> tuple[VideoCodec, SoundCodec]:
 
 
 def _bases(video: VideoCodec, sound: SoundCodec) -> dict[str, Any]:
-    named = {"first": video.first, "later": video.later, "sound": sound.basis}
+    named = {"video": video.basis, "sound": sound.basis}
     bases = {f"{n}/{k}": getattr(b, k) for n, b in named.items() for k in ("mean", "components", "scale")}
     return bases | {"sound/spread": sound.spread}
 
@@ -176,11 +170,9 @@ def load(path: str | pathlib.Path) -> tuple[VideoCodec, SoundCodec]:
     if not path.exists():
         raise ValueError(f"codec file {path} does not exist; train in this workdir first, or copy its assets.")
     with np.load(path) as f:
-        basis = {
-            n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("first", "later", "sound")
-        }
+        basis = {n: Basis(*(f[f"{n}/{k}"] for k in ("mean", "components", "scale"))) for n in ("video", "sound")}
         spread = f["sound/spread"]
-    return VideoCodec(basis["first"], basis["later"]), SoundCodec(basis["sound"], spread)
+    return VideoCodec(basis["video"]), SoundCodec(basis["sound"], spread)
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from data_pipelines.toy_world.episodes import Episode, make_episode
 
-EVAL_SEED = 10_000_000  # held-out episodes count from here
+# First seeds of the held-out episodes. Choose recipes on `development`; look at `test` when the choice is made.
+SPLITS = {"test": 60_000_000, "development": 50_000_000}
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,8 @@ class StreamSource:
         if not 0 <= i < self.n:
             raise IndexError(f"episode {i} of {self.n}")
         return make_episode(self.first_seed + int(i))
+
+
+def held_out(n: int, split: str = "test") -> StreamSource:
+    """The first n episodes of a split that no training sees."""
+    return StreamSource(n, SPLITS[split])

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.toy_world.episodes import FRAMES, Episode
 from data_pipelines.toy_world.render import SIZE
-from data_pipelines.toy_world.stream import EVAL_SEED, StreamSource
+from data_pipelines.toy_world.stream import StreamSource, held_out
 
 JSON_FIELDS = ("seed", "kind", "colours", "caption", "instruction", "qa", "onsets", "events", "fps", "sample_rate")
 ARRAYS = {"video": np.uint8} | dict.fromkeys(("sound", "actions", "poses", "gripper", "pucks"), np.float32)
@@ -27,10 +27,10 @@ ARRAYS = {"video": np.uint8} | dict.fromkeys(("sound", "actions", "poses", "grip
 class ToyWorld(tfds.core.GeneratorBasedBuilder):
     """Video, sound, actions, positions, and a JSON text of everything else."""
 
-    VERSION = tfds.core.Version("1.1.0")  # 1.1: poses and events
+    VERSION = tfds.core.Version("1.2.0")  # 1.2: test episodes of other seeds
 
     def __init__(self, *, train: int = 4000, test: int = 64, **kwargs: Any):
-        self._sizes = {"train": StreamSource(train), "test": StreamSource(test, EVAL_SEED)}
+        self._sizes = {"train": StreamSource(train), "test": held_out(test)}
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:

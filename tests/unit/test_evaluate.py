@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cosmos_jax.evaluate import evaluate, held_out, measure, table, verdict
-from cosmos_jax.evaluate.study import UPPER, row
+from cosmos_jax.evaluate.study import UPPER, narrow, row
 from data_pipelines.tasks import ALL, task
 from data_pipelines.toy_world.episodes import make_episode
 
@@ -120,3 +120,10 @@ def test_an_impact_is_seen_when_it_happens():
     assert np.isnan(measure.seen_impact(straight, 10.0))
     assert measure.seen_impact(bounce, 10.0) == pytest.approx(0.8)
     assert measure.nearest(0.8, [0.1, 0.75]) == pytest.approx(0.05) and np.isnan(measure.nearest(0.8, []))
+
+
+def test_a_difference_that_may_be_chance_is_called_narrow():
+    noise = np.random.RandomState(0).normal(size=100)
+    assert narrow(noise, np.zeros(100)) and not narrow(noise + 1, np.zeros(100))
+    assert not narrow(noise, 0.0), "a single number has no error to compare with"
+    assert not narrow(np.append(noise + 1, np.nan), np.append(np.zeros(100), 5.0)), "what was not measured is left out"
