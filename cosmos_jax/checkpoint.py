@@ -26,7 +26,7 @@ from cosmos_jax.config import Config, from_dict, to_dict
 JSON_ITEMS = ("data", "config", "assets")
 EXECUTION = ("name", "scan", "remat")  # model settings that change how it runs, not what it is
 OTHER_MODEL = "set the model of the checkpoint, or use another directory"
-OTHER_STATE = "set optim.trainable, optim.frozen and optim.ema as in the checkpoint"
+OTHER_STATE = "set optim.name, optim.trainable, optim.frozen and optim.ema as in the checkpoint"
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 

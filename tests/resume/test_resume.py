@@ -123,9 +123,10 @@ def test_another_architecture_is_refused_by_name(whole):
 
 
 def test_other_training_settings_are_refused_where_the_state_differs(whole):
-    frozen = synthetic.override(TINY, {"optim.frozen": ["layers/und"]})
-    with pytest.raises(CheckpointError, match="optim.trainable, optim.frozen and optim.ema as in the checkpoint"):
-        Checkpoints(whole[0] / "checkpoints").restore(state.abstract(frozen), config=frozen)
+    for change in ({"optim.frozen": ["layers/und"]}, {"optim.name": "muon"}):
+        other = synthetic.override(TINY, change)
+        with pytest.raises(CheckpointError, match="set optim.name, optim.trainable, .* as in the checkpoint"):
+            Checkpoints(whole[0] / "checkpoints").restore(state.abstract(other), config=other)
 
 
 def test_absent_and_interrupted_checkpoints_are_named(tmp_path):
