@@ -4,13 +4,16 @@ import ast
 import importlib
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from parity import oracle
 from parity import test_reasoner as qwen
 
 from conversion import omni, reasoner
 from conversion.check import ConversionError, check
+from conversion.initialise import from_reasoner
 from conversion.names import Entry
 from conversion.tree import from_torch, to_torch
 from cosmos_jax.config import from_dict
@@ -86,3 +89,39 @@ def test_what_does_not_fit_is_one_sentence(names, source, target, message):
 
 def test_dropped_tensors_are_listed_with_their_reason():
     assert check(NAMES, SOURCE | {"old.z": (1,)}, TARGET, {"old.*": "unused"}) == {"old.z": "unused"}
+
+
+def test_the_frameworks_own_names():
+    """Spelt out for one layer, as cosmos-framework's checkpoints have them; no two names coincide."""
+    cfg = oracle.model_config(oracle.OMNI | {"num_hidden_layers": 1})
+    names = [e.source for e in omni.native(cfg)]
+    attention = [f"self_attn.{n}" for n in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
+    layer = [f"{n}{s}" for n in (*attention, "input_layernorm", "post_attention_layernorm") for s in ("", "_moe_gen")]
+    layer += [f"mlp{s}.{n}_proj" for n in ("gate", "up", "down") for s in ("", "_moe_gen")]
+    model = [f"language_model.model.{n}.weight" for n in ("embed_tokens", "norm", "norm_moe_gen")]
+    heads = ["vae2llm", "llm2vae", "time_embedder.mlp.0", "time_embedder.mlp.2", "sound2llm", "llm2sound"]
+    want = [f"language_model.model.layers.0.{n}.weight" for n in layer] + model + ["language_model.lm_head.weight"]
+    want += [f"{n}.{leaf}" for n in heads for leaf in ("weight", "bias")]
+    want += [f"{n}.{leaf}.weight" for n in ("action2llm", "llm2action") for leaf in ("fc", "bias")]
+    want += ["action_modality_embed", "sound_modality_embed"]
+    assert sorted(names) == sorted(f"net.{n}" for n in want)
+    edge = [e.source for e in omni.native(oracle.model_config(oracle.EDGE), "net_ema.")]
+    assert "net_ema.language_model.model.layers.0.self_attn.k_norm_und_for_gen.weight" in edge
+
+
+@pytest.mark.parametrize("ref", ["OMNI", "EDGE"])
+def test_both_towers_start_as_the_reasoner(ref):
+    cfg = oracle.model_config(getattr(oracle, ref))
+    rngs = map(np.random.RandomState, (0, 1))
+    fresh, trained = (jax.tree.map(lambda x, r=r: r.normal(size=x.shape), cosmos.abstract(cfg)) for r in rngs)
+    params, left = from_reasoner(fresh, reasoner.part(trained))
+    und, gen = (flatten_dict(params["layers"][t]) for t in ("und", "gen"))
+    for path, x in gen.items():
+        source = und[path] if path in und else fresh["layers"]["gen"][path[0]][path[1]][path[2]]
+        np.testing.assert_array_equal(x, source, err_msg=str(path))
+    np.testing.assert_array_equal(params["embed_tokens"], trained["embed_tokens"])
+    np.testing.assert_array_equal(params["norm_gen"]["weight"], trained["norm_und"]["weight"])
+    norms = [f"layers/gen/attn/{n}_norm/weight" for n in "kq"] if ref == "EDGE" else []
+    assert [p for p in left if not p.startswith("io/")] == norms
+    with pytest.raises(ConversionError, match="lm_head .* does not fit the model"):
+        from_reasoner(fresh, {"lm_head": trained["lm_head"][:, :3]})
