@@ -24,14 +24,16 @@ TINY = dict(  # 25 latents a second: 300 / (2·2·3); an odd stride needs output
     enc_c_mults=[1, 2], enc_strides=[2, 3], vocoder_input_dim=6, dec_dim=4, dec_c_mults=[1, 2, 4],
     dec_strides=[2, 2, 3],
 )  # fmt: skip
+NARROW = dict(enc_dim=4, dec_dim=2, vocoder_input_dim=6, enc_latent_dim=12)  # everything else as released
 ENCODE, DECODE = 2e-6, 3e-6  # relL2, protocol §4.3
+RELEASED_WIDTHS = dict(enc_dim=192, dec_dim=320, vocoder_input_dim=64, enc_latent_dim=128)
 KEYS = pathlib.Path(__file__).resolve().parents[1] / "data_keys" / "audio_avae.tsv"
 
 
 @functools.cache
-def reference() -> Cosmos3AVAEAudioTokenizer:
+def reference(narrow: bool = False) -> Cosmos3AVAEAudioTokenizer:
     """diffusers' tokeniser with every parameter drawn from a generator named after it."""
-    model = Cosmos3AVAEAudioTokenizer(**TINY).eval()
+    model = Cosmos3AVAEAudioTokenizer(**(NARROW if narrow else TINY)).eval()
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, p in weights.items():
@@ -97,6 +99,18 @@ def ours_encode(wave, **kw):
 
 def ours_decode(latents, **kw):
     return np.asarray(jax.jit(lambda p, z: avae.decode_raw(p, CFG, z, **kw))(params(), latents.T[None]))[0].T
+
+
+def test_the_released_structure_with_narrow_layers_equals_diffusers():
+    """All strides, taps and the 64-sample spectra of the released tokeniser, 2,000 samples = 2 latents."""
+    cfg, model = from_diffusers(NARROW), reference(True)
+    tree = convert(cfg, {k: v.numpy() for k, v in model.state_dict().items()})
+    codec = AVAECodec(tree, cfg)
+    assert cfg.hop == 1920 and dataclasses.replace(cfg, **RELEASED_WIDTHS) == AVAEConfig()
+    latents = codec.encode(clip(2000))
+    assert latents.shape == (6, 2) and oracle.relative(latents, torch_encode(clip(2000), model))[0] <= ENCODE
+    got = np.asarray(avae.decode_raw(tree, cfg, noise(2).T[None]))[0].T
+    assert got.shape == (2, 3840) and oracle.relative(got, torch_decode(noise(2), model))[0] <= DECODE
 
 
 @pytest.mark.parametrize("samples", [1, 12, 13, 300, 295])
