@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.flow import draw_noise
 from cosmos_jax.model import cosmos
 from cosmos_jax.model.modality import valid_elements
 from cosmos_jax.precision import Precision
@@ -71,12 +72,17 @@ def start(x: Buffers) -> State:
     return State(x, x, x, x)
 
 
-def solver_step(state: State, velocity: Buffers, row: dict) -> State:
-    """One step. `row`: one row of `Schedule.rows()`. Formula: `schedules` module docstring, m = x − σ·v."""
+def solver_step(state: State, velocity: Buffers, row: dict, fresh: Buffers | None = None) -> State:
+    """One step. `row`: one row of `Schedule.rows()`. Formula: `schedules` module docstring, m = x − σ·v.
+
+    fresh: unit noise like x, for a schedule that draws any.
+    """
     c, p = row["corrector"], row["predictor"]
     m = jax.tree.map(lambda x, v: x - row["sigma"] * v, state.x, velocity)
     corrected = jax.tree.map(lambda *terms: _weigh(c, terms), state.x, state.corrected, m, state.older, state.oldest)
     x = jax.tree.map(lambda *terms: _weigh(p, terms), corrected, m, state.older)
+    if "noise" in row:
+        x = jax.tree.map(lambda x, e: x + row["noise"] * e, x, fresh)
     return State(x, corrected, m, state.older)
 
 
@@ -86,6 +92,7 @@ def denoise(
     schedule: Schedule,
     noisy: Buffers | None = None,
     *,
+    fresh: Callable[[jax.Array], Buffers] | None = None,
     progress: Callable[[int], None] | None = None,
     trajectory: bool = False,
 ) -> Buffers | tuple[Buffers, Buffers]:
@@ -93,12 +100,16 @@ def denoise(
 
     x: pytree of float32 arrays; timestep: float32 scalar in 0 … 1000. Where `noisy` (same tree, bool) is False, x is
     put back after every step, so conditions stay exact. `trajectory`: also return x after each step, stacked [N, …].
+    `fresh(i)`: unit noise like x for step i; ValueError if the schedule draws noise and this is missing.
     `progress(i)` is called on the host when step i is done, in no guaranteed order.
     """
+    if schedule.noise is not None and fresh is None:
+        raise ValueError("this schedule adds fresh noise in every step; say where it comes from.")
 
     def body(state, xs):
         i, row = xs
-        new = solver_step(state, velocity_fn(state.x, row["timestep"]), row)
+        drawn = fresh(i) if "noise" in row else None
+        new = solver_step(state, velocity_fn(state.x, row["timestep"]), row, drawn)
         if noisy is not None:
             new = new._replace(x=jax.tree.map(jnp.where, noisy, new.x, x))
         if progress is not None:
@@ -119,6 +130,7 @@ def sample_latents(
     *,
     precision: Precision,
     uncond: dict | None = None,
+    key: jax.Array | None = None,
     reuse: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Buffers:
@@ -127,18 +139,21 @@ def sample_latents(
     noise: unit Gaussian buffers, from `framework_buffers` or `flow.draw_noise`. Every segment is its own sample; all
     share the schedule. uncond: the same samples packed with the negative (or empty) caption, needed when guidance ≠ 1:
     v = v_u + guidance·(v_c − v_u). Clean tokens come back bit-equal to x0, invalid channels and padding as 0.
+    key: draws the noise that a stochastic schedule adds, per sample, token and step; a deterministic one needs none.
     `reuse=False` runs the und tower again in every step: the same numbers, slower (a test of the reuse).
-    ValueError when guidance and uncond contradict each other.
+    ValueError when guidance and uncond contradict each other, and for a stochastic schedule without a key.
     """
+    if schedule.noise is not None and key is None:
+        raise ValueError("this schedule adds fresh noise in every step; pass the key that draws it.")
     guided = two_branches.check(batch, uncond, guidance)
     return _sample(
-        params, cfg, batch, uncond if guided else None, noise, schedule, jnp.float32(guidance),
+        params, cfg, batch, uncond if guided else None, noise, schedule, jnp.float32(guidance), key,
         precision=precision, reuse=reuse, progress=progress,
     )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "precision", "reuse", "progress"))
-def _sample(params, cfg, batch, uncond, noise, schedule, guidance, *, precision, reuse, progress):
+def _sample(params, cfg, batch, uncond, noise, schedule, guidance, key, *, precision, reuse, progress):
     names = [n for n in MODALITIES if batch[f"{n}_x0"].size]
     x, noisy = {}, {}
     for n in names:
@@ -158,7 +173,11 @@ def _sample(params, cfg, batch, uncond, noise, schedule, guidance, *, precision,
             v = cosmos.apply(params, cfg, rows, x, timesteps, precision=precision).velocity
         return v if uncond is None else two_branches.combine(v, guidance)
 
-    done = denoise(velocity, x, schedule, noisy, progress=progress)
+    def fresh(i):
+        step_key = jax.random.fold_in(key, i)
+        return {n: draw_noise(step_key, batch, n) for n in names}
+
+    done = denoise(velocity, x, schedule, noisy, fresh=fresh, progress=progress)
     return {n: done[n] if n in done else batch[f"{n}_x0"] for n in MODALITIES}
 
 

@@ -6,12 +6,15 @@ float64 numpy. The device loop (`generate.denoise`) is then nothing but weighted
 Every solver here shares one form. With m_i = x − σ_i·v the clean latent predicted at step i,
 
     x_c = corrector · (x, y, m_i, m_{i−1}, m_{i−2})          y: the corrected state of step i−1
-    x'  = predictor · (x_c, m_i, m_{i−1})                    x' is where the model is evaluated next
+    x'  = predictor · (x_c, m_i, m_{i−1}) + noise · ε        x' is where the model is evaluated next
+
+where ε is fresh unit noise; only `renoising` draws any.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +27,7 @@ class Schedule(NamedTuple):
     timesteps: np.ndarray  # [N] what the model is told, in 0 … 1000: int64 (UniPC) or float64 (Euler)
     corrector: np.ndarray  # [N,5] float64
     predictor: np.ndarray  # [N,3] float64
+    noise: np.ndarray | None = None  # [N] float64; None: the sampler is deterministic
 
     @property
     def steps(self) -> int:
@@ -31,9 +35,9 @@ class Schedule(NamedTuple):
 
     def rows(self) -> dict[str, np.ndarray]:
         """What each step of the device loop needs, float32, leading axis N (host or traced, as the schedule is)."""
-        names = ("timestep", "sigma", "corrector", "predictor")
-        values = (self.timesteps, self.sigmas[:-1], self.corrector, self.predictor)
-        return {n: v.astype(np.float32) for n, v in zip(names, values, strict=True)}
+        names = ("timestep", "sigma", "corrector", "predictor", "noise")
+        values = (self.timesteps, self.sigmas[:-1], self.corrector, self.predictor, self.noise)
+        return {n: v.astype(np.float32) for n, v in zip(names, values, strict=True) if v is not None}
 
 
 def build(solver: str, steps: int, shift: float) -> Schedule:
@@ -49,28 +53,47 @@ def shifted_grid(steps: int, shift: float, num_train: int = 1000) -> np.ndarray:
     The start is the float32 0.999 of the framework's FlowUniPC (spec model.md §7.2), everything after it float64.
     Raises ValueError for steps < 1 or shift ≤ 0.
     """
+    check(steps, shift)
+    return shifted(np.linspace(float(np.float32(1 - 1 / num_train)), 0.0, int(steps) + 1), shift)
+
+
+def check(steps: int, shift: float) -> None:
+    """ValueError for steps < 1 or shift ≤ 0."""
     if steps != int(steps) or steps < 1:
         raise ValueError(f"sample.steps={steps} must be a whole number, at least 1.")
     if not 0 < shift < math.inf:
         raise ValueError(f"sample.shift={shift} must be positive: 1 leaves the grid uniform, 10 suits 720p video.")
-    t = np.linspace(float(np.float32(1 - 1 / num_train)), 0.0, int(steps) + 1)
+
+
+def shifted(t: np.ndarray, shift: float) -> np.ndarray:
+    """s·t/(1+(s−1)·t) in the dtype of t: moves noise levels up for s > 1 (spec model.md §7.2)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def unipc(steps: int, shift: float, num_train: int = 1000) -> Schedule:
+    """UniPC on the framework's grid."""
+    return multistep(shifted_grid(steps, shift, num_train), num_train)
+
+
+def multistep(
+    grid: np.ndarray, num_train: int = 1000, max_order: int = 2, uncorrected: Container[int] = ()
+) -> Schedule:
     """UniPC of order 2 for flows (Zhao et al. 2023, B(h) = e^h − 1 "bh2", x0 prediction; spec model.md §7.2).
 
-    Order 1 at the first and the last step, corrector from the second step on. The model is told int64(trunc(1000·σ)),
-    from the float64 σ; the solver uses the float32 σ. (Above 100 steps at shift 10 the first two integers coincide and
-    the framework then skips step 0 by accident; this schedule does not.)
+    grid: [N+1] float64 sigmas, below 1 and decreasing to 0. Order 1 at the first and the last step (everywhere if
+    `max_order` is 1), corrector from the second step on, except after the steps in `uncorrected`. The model is told
+    int64(trunc(1000·σ)), from the float64 σ; the solver uses the float32 σ. (Where the first two integers coincide, as
+    above 100 steps at shift 10, the framework skips step 0 by accident; this schedule does not.) ValueError for a first
+    sigma of 1.
     """
-    grid = shifted_grid(steps, shift, num_train)
     sigmas, steps = grid.astype(np.float32), len(grid) - 1
+    if not sigmas[0] < 1:
+        raise ValueError("the first sigma rounds to 1, where ln(1 − sigma) of UniPC is infinite; use a smaller shift.")
     corrector, predictor = np.zeros((steps, 5)), np.zeros((steps, 3))
     order = 1
     for i in range(steps):
-        corrector[i] = _correct(sigmas, i, order) if i else (1, 0, 0, 0, 0)
-        order = 2 if 0 < i < steps - 1 else 1
+        corrector[i] = _correct(sigmas, i, order) if i and i - 1 not in uncorrected else _AS_IT_IS
+        order = min(max_order, 2 if 0 < i < steps - 1 else 1)
         predictor[i] = _predict(sigmas, i, order)
     return Schedule(sigmas, (grid[:-1] * num_train).astype(np.int64), corrector, predictor)
 
@@ -81,13 +104,27 @@ def euler(steps: int, shift: float, num_train: int = 1000) -> Schedule:
     The model is told the untruncated 1000·σ, as in training and as in the framework's fixed-step sampler (§4.6, §7.3).
     """
     grid = shifted_grid(steps, shift, num_train)
-    sigmas = grid.astype(np.float32)
+    return single_step(grid.astype(np.float32), grid[:-1] * num_train)
+
+
+def single_step(sigmas: np.ndarray, timesteps: np.ndarray) -> Schedule:
+    """x' = x + (σ' − σ)·v. sigmas: [N+1] float32 decreasing to 0; timesteps: [N], what the model is told."""
     ratio = sigmas[1:] / sigmas[:-1].astype(np.float64)
-    corrector = np.tile([1.0, 0, 0, 0, 0], (len(ratio), 1))
     predictor = np.stack([ratio, 1 - ratio, 0 * ratio], 1)  # x + (σ'−σ)v = (σ'/σ)·x + (1 − σ'/σ)·(x − σv)
-    return Schedule(sigmas, grid[:-1] * num_train, corrector, predictor)
+    return Schedule(sigmas, timesteps, np.tile(_AS_IT_IS, (len(ratio), 1)), predictor)
 
 
+def renoising(sigmas: np.ndarray, timesteps: np.ndarray) -> Schedule:
+    """x' = (1 − σ')·m + σ'·ε with fresh ε: the distilled models' sampler (spec model.md §7.3). Arguments: single_step.
+
+    The last σ' is 0, so the last step returns the predicted clean latent and adds no noise.
+    """
+    noise = sigmas[1:].astype(np.float64)
+    predictor = np.stack([0 * noise, 1 - noise, 0 * noise], 1)
+    return Schedule(sigmas, timesteps, np.tile(_AS_IT_IS, (len(noise), 1)), predictor, noise)
+
+
+_AS_IT_IS = (1.0, 0.0, 0.0, 0.0, 0.0)  # a row of a corrector that changes nothing
 SOLVERS = {"unipc": unipc, "euler": euler}
 
 

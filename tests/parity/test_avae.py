@@ -1,0 +1,345 @@
+"""The sound tokeniser equals diffusers' on random weights (protocol §4.3), byte for byte on disk; mistakes show."""
+
+import ast
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import Cosmos3AVAEAudioTokenizer
+from parity import oracle
+
+from conversion import avae as names
+from conversion.names import our_shape, to_ours, to_theirs
+from cosmos_jax.codecs import avae, avae_params
+from cosmos_jax.codecs.avae import AVAECodec, AVAEConfig, from_diffusers
+from cosmos_jax.precision import Precision
+
+TINY = dict(  # 25 latents a second: 300 / (2·2·3); an odd stride needs output_padding, n_fft − hop is 6 = 3 + 3
+    sampling_rate=300, hop_size=12, enc_dim=6, enc_num_blocks=2, enc_n_fft=8, enc_hop_length=2, enc_latent_dim=12,
+    enc_c_mults=[1, 2], enc_strides=[2, 3], vocoder_input_dim=6, dec_dim=4, dec_c_mults=[1, 2, 4],
+    dec_strides=[2, 2, 3],
+)  # fmt: skip
+NARROW = dict(enc_dim=4, dec_dim=2, vocoder_input_dim=6, enc_latent_dim=12)  # everything else as released
+ENCODE, DECODE = 2e-6, 3e-6  # relL2, protocol §4.3
+RELEASED_WIDTHS = dict(enc_dim=192, dec_dim=320, vocoder_input_dim=64, enc_latent_dim=128)
+KEYS = pathlib.Path(__file__).resolve().parents[1] / "data_keys" / "audio_avae.tsv"
+
+
+@functools.cache
+def reference(narrow: bool = False) -> Cosmos3AVAEAudioTokenizer:
+    """diffusers' tokeniser with every parameter drawn from a generator named after it."""
+    model = Cosmos3AVAEAudioTokenizer(**(NARROW if narrow else TINY)).eval()
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, p in weights.items():
+            x, leaf = torch.from_numpy(oracle.rng(name, 5).standard_normal(tuple(p.shape))), name.rsplit(".", 1)[-1]
+            if leaf in ("alpha", "beta"):
+                p.copy_(0.4 * x)
+            elif leaf == "bias":
+                p.copy_(0.1 * x)
+            elif leaf == "weight" and p.ndim == 1:
+                p.copy_(1 + 0.25 * x)
+            elif leaf != "weight_g":
+                p.copy_(0.55 * x / np.sqrt(np.prod(p.shape[1:])))
+        for name, p in weights.items():
+            if name.endswith("weight_g"):
+                own = weights[name[:-1] + "v"].flatten(1).norm(dim=1).view_as(p)
+                p.copy_(own * (1 + 0.2 * torch.from_numpy(oracle.rng(name, 5).standard_normal(tuple(p.shape)))))
+    return model
+
+
+def state() -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in reference().state_dict().items()}
+
+
+def convert(cfg: AVAEConfig, source: dict[str, np.ndarray]) -> dict:
+    tree: dict = {}
+    for entry in names.entries(cfg):
+        *parents, leaf = entry.path
+        node = functools.reduce(lambda n, k: n.setdefault(k, {}), parents, tree)
+        assert leaf not in node, entry
+        node[leaf] = to_ours(entry, source[entry.source])
+    return tree
+
+
+CFG = from_diffusers(TINY)
+
+
+@functools.cache
+def params() -> dict:
+    return convert(CFG, state())
+
+
+def clip(samples: int) -> np.ndarray:
+    return (0.6 * np.tanh(oracle.rng(f"wave {samples}").standard_normal((2, samples)))).astype(np.float32)
+
+
+def noise(count: int) -> np.ndarray:
+    return oracle.rng(f"latents {count}").standard_normal((6, count)).astype(np.float32)
+
+
+@torch.no_grad()
+def torch_encode(wave, model=None):
+    return (model or reference()).encode(torch.from_numpy(wave)[None]).latent_dist.mean[0].numpy()
+
+
+@torch.no_grad()
+def torch_decode(latents, model=None):
+    return (model or reference()).decoder(torch.from_numpy(latents)[None])[0].numpy()
+
+
+def ours_encode(wave, **kw):
+    return np.asarray(jax.jit(lambda p, w: avae.encode(p, CFG, w, **kw))(params(), wave.T[None]))[0].T
+
+
+def ours_decode(latents, **kw):
+    return np.asarray(jax.jit(lambda p, z: avae.decode_raw(p, CFG, z, **kw))(params(), latents.T[None]))[0].T
+
+
+def test_the_released_structure_with_narrow_layers_equals_diffusers():
+    """All strides, taps and the 64-sample spectra of the released tokeniser, 2,000 samples = 2 latents."""
+    cfg, model = from_diffusers(NARROW), reference(True)
+    tree = convert(cfg, {k: v.numpy() for k, v in model.state_dict().items()})
+    codec = AVAECodec(tree, cfg)
+    assert cfg.hop == 1920 and dataclasses.replace(cfg, **RELEASED_WIDTHS) == AVAEConfig()
+    latents = codec.encode(clip(2000))
+    assert latents.shape == (6, 2) and oracle.relative(latents, torch_encode(clip(2000), model))[0] <= ENCODE
+    got = np.asarray(avae.decode_raw(tree, cfg, noise(2).T[None]))[0].T
+    assert got.shape == (2, 3840) and oracle.relative(got, torch_decode(noise(2), model))[0] <= DECODE
+
+
+@pytest.mark.parametrize("samples", [1, 12, 13, 300, 295])
+def test_encoding_equals_diffusers(samples):
+    ours, want = ours_encode(clip(samples)), torch_encode(clip(samples))
+    assert ours.shape == want.shape == (6, -(-samples // 12)) and ours.dtype == np.float32
+    assert oracle.relative(ours, want)[0] <= ENCODE
+
+
+@pytest.mark.parametrize("count", [1, 2, 25])
+def test_decoding_equals_diffusers_before_the_clip(count):
+    ours, want = ours_decode(noise(count)), torch_decode(noise(count))
+    assert ours.shape == want.shape == (2, 12 * count) and ours.dtype == np.float32
+    assert oracle.relative(ours, want)[0] <= DECODE
+
+
+def test_bfloat16_is_as_close_as_torchs_own():
+    half = Precision("bfloat16", "highest")
+    model = Cosmos3AVAEAudioTokenizer(**TINY).eval()
+    model.load_state_dict(reference().state_dict())
+    model.bfloat16()
+    wave, latents = clip(300), noise(25)
+    with torch.no_grad():
+        theirs = (
+            model.encode(torch.from_numpy(wave)[None].bfloat16()).latent_dist.mean[0].float().numpy(),
+            model.decoder(torch.from_numpy(latents)[None].bfloat16())[0].float().numpy(),
+        )
+    ours = ours_encode(wave, precision=half), ours_decode(latents, precision=half)
+    for a, b, exact in zip(ours, theirs, (torch_encode(wave), torch_decode(latents)), strict=True):
+        assert oracle.relative(a, exact)[0] <= 1.25 * oracle.relative(b, exact)[0]
+
+
+def test_a_clip_does_not_depend_on_its_neighbours():
+    loud, quiet = clip(300), 0.1 * clip(295)
+    quiet = np.pad(quiet, ((0, 0), (0, 5)))
+    both = np.asarray(avae.encode(params(), CFG, jnp.stack([loud.T, quiet.T])))
+    for row, wave in zip(both, (loud, quiet), strict=True):
+        assert oracle.relative(row.T, torch_encode(wave))[0] <= ENCODE
+
+
+def test_the_codec_keeps_the_protocol():
+    codec = AVAECodec(params(), CFG)
+    wave = clip(295)
+    latents = codec.encode(wave)
+    assert codec.channels == 6 and latents.shape == (6, 25) and latents.dtype == np.float32
+    assert oracle.relative(latents, torch_encode(wave))[0] <= ENCODE
+    with torch.no_grad():
+        want = reference().decode(torch.from_numpy(40 * latents)[None])[0].numpy()  # loud enough to be clipped
+    out = codec.decode(40 * latents, 295)
+    assert out.shape == (2, 295) and out.dtype == np.float32 and np.abs(out).max() == 1.0
+    assert oracle.relative(out, want[:, :295])[0] <= DECODE
+    assert np.isfinite(codec.encode(np.zeros((2, 24), np.float32))).all()  # silence has no peak to divide by
+
+
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda c: c.encode(np.zeros((1, 24), np.float32)), "stereo"),
+        (lambda c: c.encode(np.zeros(24, np.float32)), "stereo"),
+        (lambda c: c.encode(np.zeros((2, 0), np.float32)), "empty"),
+        (lambda c: c.encode(np.zeros((2, 24), np.int16)), "int16"),
+        (lambda c: c.encode(np.full((2, 24), np.nan, np.float32)), "finite"),
+        (lambda c: c.decode(np.zeros((5, 2), np.float32)), r"\[6, T\]"),
+        (lambda c: c.decode(np.zeros((6, 0), np.float32)), "at least one"),
+        (lambda c: c.decode(np.zeros((6, 2))), "float64"),
+        (lambda c: c.decode(np.full((6, 2), np.inf, np.float32)), "finite"),
+        (lambda c: c.decode(np.zeros((6, 2), np.float32), 25), "samples=25"),
+        (lambda c: avae.encode(c.params, c.cfg, jnp.zeros((1, 24, 1))), "stereo"),
+        (lambda c: avae.encode(c.params, c.cfg, jnp.zeros((1, 24, 2), jnp.int32)), "int32"),
+        (lambda c: avae.encode({"decoder": {}}, c.cfg, jnp.zeros((1, 24, 2))), "only decode"),
+        (lambda c: avae.decode(c.params, c.cfg, jnp.zeros((1, 6, 2))), r"\[B, T, 6\]"),
+    ],
+)
+def test_what_cannot_be_coded_is_named(call, word):
+    with pytest.raises(ValueError, match=word):
+        call(AVAECodec(params(), CFG))
+
+
+def listed() -> dict[str, tuple[int, ...]]:
+    rows = (line.split("\t") for line in KEYS.read_text().splitlines())
+    return {name: tuple(ast.literal_eval(shape)) for name, shape in rows}
+
+
+def test_the_map_has_every_tensor_of_the_released_tokeniser_and_every_parameter_once():
+    cfg, want = AVAEConfig(), listed()
+    entries, shapes = names.entries(cfg), names.source_shapes(cfg)
+    assert [e.source for e in entries] == list(want) and shapes == want  # 249, in the order of the file
+    ours = jax.tree_util.tree_flatten_with_path(avae.abstract(cfg))[0]
+    ours = {tuple(k.key for k in path): leaf for path, leaf in ours}
+    assert len(ours) == len(entries) and {e.path for e in entries} == set(ours)
+    for e in entries:
+        assert our_shape(e, want[e.source]) == ours[e.path].shape and ours[e.path].dtype == jnp.float32
+    assert sum(leaf.size for leaf in ours.values()) == 496_287_362
+
+
+def test_one_second_of_the_released_tokeniser_is_25_latents():
+    """Shapes only: nothing is allocated."""
+    cfg = AVAEConfig()
+    for samples, count in ((48_000, 25), (48_001, 26)):
+        wave = jax.ShapeDtypeStruct((1, samples, 2), jnp.float32)
+        assert jax.eval_shape(lambda p, w: avae.encode(p, cfg, w), avae.abstract(cfg), wave).shape == (1, count, 64)
+    latents = jax.ShapeDtypeStruct((1, 25, 64), jnp.float32)
+    out = jax.eval_shape(lambda p, z: avae.decode(p, cfg, z), avae.abstract(cfg), latents)
+    assert out.shape == (1, 48_000, 2) and out.dtype == jnp.float32
+
+
+def test_a_round_trip_is_byte_identical():
+    source = state()
+    assert set(source) == {e.source for e in names.entries(CFG)}
+    tree = jax.tree.map(jnp.asarray, params())
+    for e in names.entries(CFG):
+        back = to_theirs(e, np.asarray(functools.reduce(dict.get, e.path, tree)), names.source_shapes(CFG)[e.source])
+        assert back.shape == source[e.source].shape and back.tobytes() == source[e.source].tobytes(), e
+
+
+def test_fresh_parameters_fit_and_weight_norm_changes_nothing_at_first():
+    small = dict(enc_num_blocks=1, enc_c_mults=[1], enc_strides=[2], dec_c_mults=[1], dec_strides=[4], hop_size=4)
+    cfg = from_diffusers(TINY | small)
+    tree = avae.init(cfg, jax.random.key(0))
+    same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, tree, avae.abstract(cfg))
+    assert jax.tree.all(same)
+    for p, axis in ((tree["decoder"]["block_0"]["up"], 1), (tree["decoder"]["conv_in"], 2)):
+        np.testing.assert_allclose(avae._weight(p, axis), p["v"], rtol=1e-6)
+    codec = AVAECodec(tree, cfg)
+    assert np.isfinite(codec.decode(codec.encode(clip(25)), 25)).all()
+
+
+def test_the_config_of_a_checkpoint_is_read_or_refused():
+    assert from_diffusers(dict(Cosmos3AVAEAudioTokenizer(**TINY).config)) == CFG
+    assert AVAEConfig().hop == 1920 and from_diffusers({"hop_size": 1920}).hop == 1920
+    with pytest.raises(ValueError, match="decode"):
+        AVAECodec({"decoder": params()["decoder"]}, from_diffusers(TINY | {"encoder_enabled": False})).encode(clip(24))
+    for change, word in (
+        ({"snake_logscale": False}, "snake_logscale=False"), ({"causal": True}, "causal=True"),
+        ({"latent_mean": 0.5}, "latent_mean"), ({"bottleneck": {"type": "fsq"}}, "bottleneck"),
+        ({"dec_width": 3}, "dec_width"), ({"_class_name": "AutoencoderOobleck"}, "Oobleck"),
+        ({"enc_strides": [2, 2]}, "enc_strides"), ({"hop_size": 24}, "hop_size=24"), ({"enc_n_fft": 9}, "enc_n_fft"),
+        ({"dec_c_mults": [1, 2]}, "dec_c_mults"), ({"enc_latent_dim": 6}, "enc_latent_dim"),
+        ({"dec_dim": 0}, "dec_dim"),
+        ({"stereo": False}, "stereo"), ({"normalize_volume": 1}, "normalize_volume"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=word):
+            from_diffusers(TINY | change)
+
+
+def plain_snake(p, x):
+    alpha = jnp.exp(p["alpha"])
+    return x + jnp.sin(alpha * x) ** 2 / alpha
+
+
+def linear_snake(p, x):
+    return x + jnp.sin(p["alpha"] * x) ** 2 / (p["beta"] + 1e-9)
+
+
+def symmetric_window(n):
+    ratio = np.hanning(n)[1:-1] / (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n))[1:-1]
+    basis = FOURIER(n)
+    basis[1:-1] *= ratio[:, None]
+    basis[-1] = 0
+    return basis
+
+
+FOURIER, CONV, SPECTRA, LENGTH = avae._fourier, avae._conv, avae._spectra, avae_params.length
+MISTAKES = {  # name: (attribute, replacement, encoder shows it, decoder shows it)
+    "alpha used for beta": ("_snake", plain_snake, True, True),
+    "snake without logarithms": ("_snake", linear_snake, True, True),
+    "g ignored": ("_weight", lambda p, axis: p["v"], True, True),
+    "g over the wrong axis": ("length", lambda v, axis: LENGTH(v, 1 if axis == 2 else 2), True, True),
+    "dilations reversed": ("DILATIONS", (9, 3, 1), False, True),
+    "LayerNorm eps 1e-6": ("NORM_EPS", 1e-6, True, False),
+    "peak eps 0": ("PEAK_EPS", 0.0, True, False),
+    "peak 1": ("PEAK", 1.0, True, False),
+    "symmetric window": ("_fourier", symmetric_window, True, False),
+    "conjugate spectrum": ("_fourier", lambda n: FOURIER(n) * np.repeat([1, -1], n // 2 + 1), True, False),
+    "real and imaginary parts interleaved": (
+        "_fourier",
+        lambda n: FOURIER(n).reshape(n, 2, -1).swapaxes(1, 2).reshape(n, -1),
+        True,
+        False,
+    ),
+    "channels interleaved": (
+        "_spectra",
+        lambda w, c: SPECTRA(w, c).reshape(*w.shape[:1], -1, 2, c.enc_n_fft + 2).swapaxes(2, 3).reshape(1, -1, 20),
+        True,
+        False,
+    ),
+    "transposed kernel not flipped": (
+        "_conv",
+        lambda x, k, *a, spread=1, **kw: CONV(x, k[::-1] if spread > 1 else k, *a, spread=spread, **kw),
+        False,
+        True,
+    ),
+    "transposed convolution cropped one sample too early": (
+        "_conv",
+        lambda x, k, *a, pad=(0, 0), spread=1, **kw: CONV(
+            x, k, *a, pad=(pad[0] + 1, pad[1] - 1) if spread > 1 else pad, spread=spread, **kw
+        ),
+        False,
+        True,
+    ),
+}
+
+
+def mistaken_order(tree):
+    """The dilation is which unit it belongs to; reversed dilations give each unit another one's."""
+    return {
+        k: v | {f"residual_{d}": v[f"residual_{e}"] for d, e in ((1, 9), (9, 1))} if k.startswith("block") else v
+        for k, v in tree.items()
+    }
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_plausible_mistakes_exceed_the_thresholds(name, monkeypatch):
+    attribute, replacement, encoder, decoder = MISTAKES[name]
+    tree = params()
+    if attribute == "DILATIONS":
+        tree = tree | {"decoder": mistaken_order(tree["decoder"])}
+    else:
+        monkeypatch.setattr(avae, attribute, replacement)
+    wave, latents = clip(300), noise(25)
+    if encoder:
+        got = np.asarray(avae.encode(tree, CFG, wave.T[None]))[0].T
+        assert not oracle.relative(got, torch_encode(wave))[0] <= 4 * ENCODE
+    if decoder:
+        got = np.asarray(avae.decode_raw(tree, CFG, latents.T[None]))[0].T
+        assert not oracle.relative(got, torch_decode(latents))[0] <= 4 * DECODE
+
+
+def test_skipped_volume_normalisation_exceeds_the_threshold():
+    cfg = dataclasses.replace(CFG, normalize_volume=False)
+    got = np.asarray(avae.encode(params(), cfg, clip(300).T[None]))[0].T
+    assert oracle.relative(got, torch_encode(clip(300)))[0] > 0.01
