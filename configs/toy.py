@@ -13,11 +13,11 @@ VISION = dict(
     init_std=0.06,
 )  # fmt: skip
 MIXTURE = dict(
-    reason=4.0, text2image=0.5, text2video=0.5, text2video_sound=1.5, image2video=1.5, video2video=2.5,
-    forward_dynamics=3.0, inverse_dynamics=1.0, policy=2.0,
+    reason=6.0, text2image=0.5, text2video=0.5, text2video_sound=1.0, image2video=1.0, video2video=3.5,
+    forward_dynamics=2.5, inverse_dynamics=1.0, policy=2.0,
 )  # fmt: skip
 # Joint runs of 2,000 steps: the reasoner used its pictures with 0.04 and 0.08 of the generator's rate, not with 0.2.
-SLOW = (("und", 0.08), ("vit/", 0.1), ("embed_tokens", 0.1), ("lm_head", 0.1))
+SLOW = (("und", 0.1), ("vit/", 0.125), ("embed_tokens", 0.125), ("lm_head", 0.125))
 
 
 def get_config():
@@ -28,12 +28,12 @@ def get_config():
         remat="attn", vision=VISION,
     )  # fmt: skip
     set_group(config, "data", mixture=MIXTURE, episodes=4000, look_ahead=64)
-    set_group(config["data"], "bucket", rows=4, und=112, gen=184, vision=184, action=64, sound=96, segments=10, vit=64)
+    set_group(config["data"], "bucket", rows=4, und=144, gen=184, vision=184, action=64, sound=96, segments=10, vit=96)
     set_group(
         config, "flow", weight_vision=1.0, weight_action=1.0, weight_sound=0.2, weight_text=2.0,
         shift_image=20.0, shift_video=20.0,
     )  # fmt: skip
     set_group(config, "optim", name="muon", lr=8e-3, warmup=100, beta2=0.99, weight_decay=0.01, clip=5.0, lr_scale=SLOW)
-    set_group(config, "train", steps=6500, log_every=25, checkpoint_every=1000, sample_every=2000)
+    set_group(config, "train", steps=6000, log_every=25, checkpoint_every=1000, sample_every=2000)
     set_group(config, "sample", steps=16, shift=5.0, guidance=3.0, max_new_tokens=64)
     return config

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.toy_world.world import COLOURS, PALM, RADIUS, State
+from data_pipelines.toy_world.world import COLOURS, RADIUS, State
 
 SIZE = 48
 TABLE = np.array([205, 205, 205], np.float32)
@@ -17,8 +17,9 @@ RGB = {"red": (220, 30, 30), "green": (20, 170, 40), "blue": (30, 60, 230), "yel
 MARK = {1: (250, 250, 250), 2: (20, 20, 20)}  # the centre of glass is white, of steel black; wood is plain
 GRIPPER = np.array([150, 30, 190], np.float32)  # purple: far from every puck
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+HAND = 0.1  # radius of the drawn palm; the one that touches is PALM
 MARGIN = 10  # pixels around the picture, so that no window is cut at its edge
-PUCK_WINDOW, GRIPPER_WINDOW = SIZE // 6, SIZE // 5  # half sides that hold the drawn thing and its soft edge
+PUCK_WINDOW, GRIPPER_WINDOW = SIZE // 6, SIZE // 5 + 1  # half sides that hold the drawn thing and its soft edge
 
 
 def pixels(pos: np.ndarray) -> np.ndarray:
@@ -41,14 +42,14 @@ def render(states: Sequence[State]) -> np.ndarray:
 
 
 def _draw_gripper(frame: np.ndarray, states: Sequence[State]) -> None:
-    """A palm and two fingers along the heading: apart when open, together when closed."""
+    """A palm and two fingers along the heading: apart when open, together when closed. Drawn larger than it pushes."""
     pose = np.array([s.gripper for s in states], np.float32)
-    gap = np.array([0.09 if s.open else 0.045 for s in states], np.float32)[:, None, None]
+    gap = np.array([0.09 if s.open else 0.05 for s in states], np.float32)[:, None, None]
     c, s = np.cos(pose[:, 2])[:, None, None], np.sin(pose[:, 2])[:, None, None]
     where, d = _window(pose[:, :2], GRIPPER_WINDOW)
     u, v = d[0] * c + d[1] * s, -d[0] * s + d[1] * c  # along the heading, and across it
-    finger = np.maximum(np.abs(u - 0.05) - 0.07, np.abs(np.abs(v) - gap) - 0.03)
-    _paint(frame, where, PALM - np.hypot(u + 0.03, v), GRIPPER)
+    finger = np.maximum(np.abs(u - 0.06) - 0.08, np.abs(np.abs(v) - gap) - 0.045)
+    _paint(frame, where, HAND - np.hypot(u + 0.02, v), GRIPPER)
     _paint(frame, where, -finger, GRIPPER)
 
 
