@@ -4,13 +4,16 @@ import dataclasses
 import importlib
 import json
 
+import jax
+import numpy as np
 import pytest
 from parity import oracle
 from parity import test_reasoner as qwen
 
-from conversion import configs
-from conversion.check import ConversionError
+from conversion import configs, omni, safetensors, tree
+from conversion.check import ConversionError, check
 from cosmos_jax.config import from_dict
+from cosmos_jax.model import cosmos
 
 NANO = {
     "_class_name": "Cosmos3OmniTransformer", "_diffusers_version": "0.42.1", "action_dim": 64, "action_gen": True,
@@ -68,3 +71,16 @@ def test_a_tied_or_truncated_reasoner_config_is_refused():
         configs.qwen3_vl({k: v for k, v in saved.items() if k != "vision_config"})
     with pytest.raises(ConversionError, match="unknown field 'moe'"):
         configs.qwen3_vl(saved | {"text_config": saved["text_config"] | {"moe": 3}})
+
+
+@pytest.mark.parametrize("which", ["OMNI", "EDGE"])
+def test_a_saved_folder_becomes_parameters(which, tmp_path):
+    """The example of docs/checkpoints.md, on a folder that diffusers wrote in several files."""
+    model = oracle.reference(getattr(oracle, which))
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    source = safetensors.open_folder(tmp_path)
+    cfg = configs.diffusers_transformer(json.loads((tmp_path / "config.json").read_text()), "tiny")
+    check(omni.entries(cfg), source.shapes, omni.part(cosmos.abstract(cfg)))
+    params = tree.from_torch(omni.entries(cfg), source)
+    jax.tree.map(np.testing.assert_array_equal, params, oracle.params(model, cfg))
