@@ -27,13 +27,14 @@ def get_config():
         rope_sections=(6, 5, 5), rope_theta=5.0, vocab=512, latent_channels=16, action_dim=16, sound_dim=16,
         remat="attn", vision=VISION,
     )  # fmt: skip
-    set_group(config, "data", mixture=MIXTURE, episodes=4000, look_ahead=64)
+    set_group(config, "data", mixture=MIXTURE, episodes=12000, eval_episodes=128, look_ahead=64)
     set_group(config["data"], "bucket", rows=4, und=144, gen=184, vision=184, action=64, sound=96, segments=10, vit=96)
     set_group(
-        config, "flow", weight_vision=1.0, weight_action=1.0, weight_sound=0.2, weight_text=2.0,
+        config, "flow", weight_vision=1.0, weight_action=1.0, weight_sound=0.2, weight_text=4.0,
         shift_image=20.0, shift_video=20.0,
     )  # fmt: skip
     set_group(config, "optim", name="muon", lr=8e-3, warmup=100, beta2=0.99, weight_decay=0.01, clip=5.0, lr_scale=SLOW)
     set_group(config, "train", steps=6000, log_every=25, checkpoint_every=1000, sample_every=2000)
-    set_group(config, "sample", steps=16, shift=5.0, guidance=3.0, max_new_tokens=64)
+    set_group(config, "sample", steps=4, shift=20.0, guidance=3.0, max_new_tokens=64)
+    set_group(config, "evaluate", samples=128, questions=256, rollouts=96)
     return config
