@@ -1,11 +1,10 @@
 """Name maps: complete for the real models, exact in both directions, and loud when something does not fit."""
 
-import ast
 import importlib
-import pathlib
 
 import jax
 import numpy as np
+import published
 import pytest
 from flax.traverse_util import flatten_dict
 from parity import oracle
@@ -19,14 +18,7 @@ from conversion.tree import from_torch, to_torch
 from cosmos_jax.config import from_dict
 from cosmos_jax.model import cosmos
 
-KEYS = pathlib.Path(__file__).parents[1] / "data_keys"
 LAYOUTS = {"transformer": omni, "reasoner": reasoner}
-
-
-def published(layout: str, name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every tensor of a released model."""
-    lines = (KEYS / f"{layout}_{name}.tsv").read_text().splitlines()
-    return {key: tuple(ast.literal_eval(shape)) for key, shape in (line.split("\t")[:2] for line in lines)}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +29,7 @@ def published(layout: str, name: str) -> dict[str, tuple[int, ...]]:
 def test_every_tensor_of_the_released_models_is_mapped(layout, name, tensors):
     """Abstractly: no weight is allocated."""
     cfg = from_dict(importlib.import_module(f"configs.{name}").get_config()).model
-    source = published(layout, name)
+    source = published.tensors(f"{layout}_{name}")
     assert len(source) == tensors
     assert check(LAYOUTS[layout].entries(cfg), source, LAYOUTS[layout].part(cosmos.abstract(cfg))) == {}
 

@@ -1,20 +1,20 @@
 """The sound tokeniser equals diffusers' on random weights (protocol §4.3), byte for byte on disk; mistakes show."""
 
-import ast
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 import torch
 from diffusers import Cosmos3AVAEAudioTokenizer
 from parity import oracle
 
 from conversion import avae as names
-from conversion.names import our_shape, to_ours, to_theirs
+from conversion.check import check
+from conversion.tree import from_torch, to_torch
 from cosmos_jax.codecs import avae, avae_params
 from cosmos_jax.codecs.avae import AVAECodec, AVAEConfig, from_diffusers
 from cosmos_jax.precision import Precision
@@ -27,7 +27,6 @@ TINY = dict(  # 25 latents a second: 300 / (2·2·3); an odd stride needs output
 NARROW = dict(enc_dim=4, dec_dim=2, vocoder_input_dim=6, enc_latent_dim=12)  # everything else as released
 ENCODE, DECODE = 2e-6, 3e-6  # relL2, protocol §4.3
 RELEASED_WIDTHS = dict(enc_dim=192, dec_dim=320, vocoder_input_dim=64, enc_latent_dim=128)
-KEYS = pathlib.Path(__file__).resolve().parents[1] / "data_keys" / "audio_avae.tsv"
 
 
 @functools.cache
@@ -57,22 +56,12 @@ def state() -> dict[str, np.ndarray]:
     return {k: v.numpy() for k, v in reference().state_dict().items()}
 
 
-def convert(cfg: AVAEConfig, source: dict[str, np.ndarray]) -> dict:
-    tree: dict = {}
-    for entry in names.entries(cfg):
-        *parents, leaf = entry.path
-        node = functools.reduce(lambda n, k: n.setdefault(k, {}), parents, tree)
-        assert leaf not in node, entry
-        node[leaf] = to_ours(entry, source[entry.source])
-    return tree
-
-
 CFG = from_diffusers(TINY)
 
 
 @functools.cache
 def params() -> dict:
-    return convert(CFG, state())
+    return from_torch(names.entries(CFG), state())
 
 
 def clip(samples: int) -> np.ndarray:
@@ -104,7 +93,7 @@ def ours_decode(latents, **kw):
 def test_the_released_structure_with_narrow_layers_equals_diffusers():
     """All strides, taps and the 64-sample spectra of the released tokeniser, 2,000 samples = 2 latents."""
     cfg, model = from_diffusers(NARROW), reference(True)
-    tree = convert(cfg, {k: v.numpy() for k, v in model.state_dict().items()})
+    tree = from_torch(names.entries(cfg), {k: v.numpy() for k, v in model.state_dict().items()})
     codec = AVAECodec(tree, cfg)
     assert cfg.hop == 1920 and dataclasses.replace(cfg, **RELEASED_WIDTHS) == AVAEConfig()
     latents = codec.encode(clip(2000))
@@ -189,21 +178,12 @@ def test_what_cannot_be_coded_is_named(call, word):
         call(AVAECodec(params(), CFG))
 
 
-def listed() -> dict[str, tuple[int, ...]]:
-    rows = (line.split("\t") for line in KEYS.read_text().splitlines())
-    return {name: tuple(ast.literal_eval(shape)) for name, shape in rows}
-
-
 def test_the_map_has_every_tensor_of_the_released_tokeniser_and_every_parameter_once():
-    cfg, want = AVAEConfig(), listed()
-    entries, shapes = names.entries(cfg), names.source_shapes(cfg)
-    assert [e.source for e in entries] == list(want) and shapes == want  # 249, in the order of the file
-    ours = jax.tree_util.tree_flatten_with_path(avae.abstract(cfg))[0]
-    ours = {tuple(k.key for k in path): leaf for path, leaf in ours}
-    assert len(ours) == len(entries) and {e.path for e in entries} == set(ours)
-    for e in entries:
-        assert our_shape(e, want[e.source]) == ours[e.path].shape and ours[e.path].dtype == jnp.float32
-    assert sum(leaf.size for leaf in ours.values()) == 496_287_362
+    cfg, source = AVAEConfig(), published.tensors("audio_avae")
+    assert names.source_shapes(cfg) == source and list(source) == [e.source for e in names.entries(cfg)]  # in order
+    assert len(source) == 249 and check(names.entries(cfg), source, avae.abstract(cfg)) == {}
+    ours = jax.tree.leaves(avae.abstract(cfg))
+    assert sum(x.size for x in ours) == 496_287_362 and {x.dtype for x in ours} == {np.dtype(np.float32)}
 
 
 def test_one_second_of_the_released_tokeniser_is_25_latents():
@@ -219,11 +199,10 @@ def test_one_second_of_the_released_tokeniser_is_25_latents():
 
 def test_a_round_trip_is_byte_identical():
     source = state()
-    assert set(source) == {e.source for e in names.entries(CFG)}
-    tree = jax.tree.map(jnp.asarray, params())
-    for e in names.entries(CFG):
-        back = to_theirs(e, np.asarray(functools.reduce(dict.get, e.path, tree)), names.source_shapes(CFG)[e.source])
-        assert back.shape == source[e.source].shape and back.tobytes() == source[e.source].tobytes(), e
+    back = to_torch(names.entries(CFG), jax.tree.map(jnp.asarray, params()), names.source_shapes(CFG))
+    assert {k: (v.shape, v.tobytes()) for k, v in back.items()} == {
+        k: (v.shape, v.tobytes()) for k, v in source.items()
+    }
 
 
 def test_fresh_parameters_fit_and_weight_norm_changes_nothing_at_first():

@@ -1,22 +1,22 @@
 """The Wan 2.2 video VAE is the reference's, causal to the bit, and loses no tensor of a checkpoint."""
 
-import ast
 import copy
 import functools
 import math
-import pathlib
 import re
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 import torch
 from parity import wan_oracle as oracle
 from parity.oracle import relative, rng
 
-from conversion.names import our_shape, to_ours, to_theirs
+from conversion.check import check
+from conversion.tree import from_torch, to_torch
 from conversion.wan import entries, entries_original
 from cosmos_jax.codecs.wan import WanCodec, WanConfig, abstract, decode, encode, init, layers, vae
 from cosmos_jax.config import ConfigError
@@ -248,20 +248,10 @@ def test_a_bug_exceeds_the_threshold(world, monkeypatch, name, wrong, where):
 # ---------------------------------------------------------------------------------------- checkpoints
 
 
-def published():
-    """name → shape of all tensors of the published VAE."""
-    rows = (pathlib.Path(__file__).parents[1] / "data_keys" / "vae_wan22.tsv").read_text().splitlines()
-    return {name: tuple(ast.literal_eval(shape)) for name, shape in (row.split("\t") for row in rows)}
-
-
 def test_every_published_tensor_is_used_once_and_fills_every_parameter():
-    cfg, want = WanConfig(), published()
-    sources = [e.source for e in entries(cfg)]
-    assert len(sources) == len(set(sources)) == 196 and set(sources) == set(want)
-    ours = {e.path: our_shape(e, want[e.source]) for e in entries(cfg)}
-    leaves = jax.tree_util.tree_leaves_with_path(abstract(cfg))
-    assert ours == {tuple(k.key for k in path): leaf.shape for path, leaf in leaves}
-    assert sum(math.prod(s) for s in ours.values()) == 704_688_668
+    cfg, source = WanConfig(), published.tensors("vae_wan22")
+    assert len(source) == 196 and check(entries(cfg), source, abstract(cfg)) == {}
+    assert sum(math.prod(s) for s in source.values()) == 704_688_668
 
 
 def test_original_names_are_those_of_the_published_renaming():
@@ -294,12 +284,8 @@ def test_original_names_are_those_of_the_published_renaming():
 
 def test_a_round_trip_is_byte_identical(world):
     state = {k: v.numpy() for k, v in world.ref.state_dict().items()}
-    table = entries(CFG)
-    assert {e.source for e in table} == set(state)
-    for e in table:
-        ours = np.ascontiguousarray(to_ours(e, state[e.source]))
-        back = to_theirs(e, ours, state[e.source].shape)
-        assert back.shape == state[e.source].shape and back.tobytes() == state[e.source].tobytes(), e.source
+    back = to_torch(entries(CFG), from_torch(entries(CFG), state), {k: v.shape for k, v in state.items()})
+    assert {k: (v.shape, v.tobytes()) for k, v in back.items()} == {k: (v.shape, v.tobytes()) for k, v in state.items()}
 
 
 def test_fresh_parameters_have_the_declared_shapes():

@@ -13,8 +13,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from parity.oracle import rng
 
-from conversion.names import to_ours
+from conversion.check import check
+from conversion.tree import from_torch
 from conversion.wan import entries
+from cosmos_jax.codecs.wan import abstract
 from cosmos_jax.codecs.wan.config import MEAN, STD, WanConfig
 
 TINY = dict(
@@ -37,20 +39,10 @@ def reference(seed: int = 4) -> AutoencoderKLWan:
     return vae
 
 
-def nest(named: dict[tuple[str, ...], np.ndarray]) -> dict:
-    """{("a", "b"): x} → {"a": {"b": x}}."""
-    tree: dict = {}
-    for path, x in named.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = x
-    return tree
-
-
 def params(vae: AutoencoderKLWan, cfg: WanConfig) -> dict:
     state = {k: v.detach().float().numpy() for k, v in vae.state_dict().items()}
-    return nest({e.path: to_ours(e, state[e.source]) for e in entries(cfg)})
+    check(entries(cfg), {k: v.shape for k, v in state.items()}, abstract(cfg))
+    return from_torch(entries(cfg), state)
 
 
 def _statistics(vae):
