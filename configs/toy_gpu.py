@@ -16,5 +16,5 @@ def get_config():
     )
     set_group(config, "optim", lr=1e-3, warmup=500, lr_scale=())
     set_group(config, "train", steps=20000, log_every=50, checkpoint_every=2000, sample_every=2000)
-    set_group(config, "sample", steps=35, shift=5.0)
+    set_group(config, "sample", steps=35, shift=5.0, steps_of=(), shift_of=())
     return config

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines.schema import Bucket, SequenceSpec
+from data_pipelines.tasks import INDEX
 
 
 class ConfigError(ValueError):
@@ -199,6 +200,8 @@ class SampleConfig:
     steps: int = 35
     shift: float = 10.0
     guidance: float = 6.0
+    steps_of: tuple[tuple[str, int], ...] = ()  # (task, steps): these tasks take their own, not `steps`
+    shift_of: tuple[tuple[str, float], ...] = ()  # (task, shift): these tasks take their own, not `shift`
     seed: int = 0
     max_new_tokens: int = 64  # text decoding
     temperature: float = 0.0  # 0 = greedy
@@ -207,6 +210,9 @@ class SampleConfig:
 
     def __post_init__(self):
         _one_of("sample.solver", self.solver, ("unipc", "euler"))
+        for name in ("steps_of", "shift_of"):
+            for key, _ in getattr(self, name):
+                _one_of(f"sample.{name}", key, tuple(INDEX))
 
 
 @dataclass(frozen=True)

@@ -71,15 +71,16 @@ class Pipeline:
         return request_to_sample(name, prompt, assets=self.assets, spec=self.spec, canvas=CANVAS, **media)
 
     def settings(self, name: str, **overrides) -> dict:
-        """Sampling settings of a task: the config's, guidance only where the task uses it, then the overrides.
+        """Sampling settings of a task: the config's (its own if it has any), guidance where it is used, the overrides.
 
         Every value that is used is in the result; nothing is applied silently.
         """
         s = self.config.sample
         guided = task(name).guidance != 1.0
         chosen = dict(
-            solver=s.solver, steps=s.steps, shift=s.shift, guidance=s.guidance if guided else 1.0, seed=s.seed
-        )
+            solver=s.solver, steps=dict(s.steps_of).get(name, s.steps), shift=dict(s.shift_of).get(name, s.shift),
+            guidance=s.guidance if guided else 1.0, seed=s.seed,
+        )  # fmt: skip
         return chosen | {k: v for k, v in overrides.items() if v is not None}
 
     def generate(
@@ -172,7 +173,8 @@ class Pipeline:
         """Mean of every metric of `make_eval_step` over packed batches; noise depends on seed and sample ids alone."""
         step, key = make_eval_step(self.config), jax.random.key(seed)
         rows = [jax.device_get(step(self.params, _place(batch), key)) for batch in batches]
-        return {k: float(np.nanmean([r[k] for r in rows])) for k in (rows[0] if rows else {})}
+        columns = {k: np.array([r[k] for r in rows], np.float64) for k in (rows[0] if rows else {})}
+        return {k: float(x[~np.isnan(x)].mean()) if not np.isnan(x).all() else float("nan") for k, x in columns.items()}
 
 
 def _rows(n: int, most: int) -> int:
