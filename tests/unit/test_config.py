@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from cosmos_jax.cli.options import parse, read_config
-from cosmos_jax.config import Config, ConfigError, from_dict, to_dict
+from cosmos_jax.config import Config, ConfigError, SampleConfig, from_dict, to_dict
 from cosmos_jax.model import cosmos
+from cosmos_jax.pipeline import Pipeline
 from data_pipelines.tasks import INDEX
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -95,3 +96,14 @@ def test_overrides_may_be_written_with_a_space():
 def test_a_missing_file_names_the_nearest():
     with pytest.raises(ConfigError, match=r"tou\.py does not exist \(did you mean '.*toy\.py'"):
         read("tou")
+
+
+def test_a_task_may_have_its_own_sampling_settings():
+    sample = SampleConfig(steps=16, shift=5.0, guidance=3.0, steps_of=(("policy", 4),), shift_of=(("policy", 20.0),))
+    pipeline = Pipeline(dataclasses.replace(read("toy"), sample=sample), {}, None)
+    own, general = pipeline.settings("policy"), pipeline.settings("text2video")
+    assert (own["steps"], own["shift"], own["guidance"]) == (4, 20.0, 1.0)
+    assert (general["steps"], general["shift"], general["guidance"]) == (16, 5.0, 3.0)
+    assert pipeline.settings("policy", steps=8)["steps"] == 8
+    with pytest.raises(ConfigError, match="sample.steps_of='polcy' .*did you mean 'policy'"):
+        SampleConfig(steps_of=(("polcy", 4),))
