@@ -118,16 +118,26 @@ def _adam_size(x: jax.Array, numbers: optax.contrib.MuonDimensionNumbers) -> jax
     return x * float(0.2 * np.sqrt(max(fan_in, fan_out)))
 
 
-def _unsharded(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Leave the placement of what happens inside to the compiler; results lie where their inputs lay."""
+def _unsharded(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Leave the placement of what happens inside to the compiler; results lie where their inputs lay.
+
+    The iteration's coefficients are constants; optax keeps them in the state, here they stay out of it.
+    """
+
+    def init(params):
+        return muon.init(params)._replace(ns_coeffs=())
 
     def update(updates, state, params=None):
-        if shard.no_mesh():
-            return transformation.update(updates, state, params)
-        out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
-        return jax.sharding.auto_axes(transformation.update, out_sharding=out)(updates, state)
+        def inside(updates, state):
+            updates, state = muon.update(updates, state._replace(ns_coeffs=muon.init({}).ns_coeffs))
+            return updates, state._replace(ns_coeffs=())
 
-    return optax.GradientTransformation(transformation.init, update)
+        if shard.no_mesh():
+            return inside(updates, state)
+        out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+        return jax.sharding.auto_axes(inside, out_sharding=out)(updates, state)
+
+    return optax.GradientTransformation(init, update)
 
 
 def ema_exponent(s: float) -> float:
