@@ -1,6 +1,6 @@
 """A whole Cosmos 3, 2.5 million parameters, on the toy table-top.
 
-Trains all nine tasks at once from streamed episodes, on two CPU cores in under a quarter of an hour; `make demo` does.
+Trains all nine tasks at once from streamed episodes, on two CPU cores in about a quarter of an hour; `make demo` does.
 The README has the scores.
 
     python -m cosmos_jax train --config=configs/toy.py --workdir=runs/toy
