@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_jax.flow import shift_sigma
 from cosmos_jax.sampling import schedules
 from cosmos_jax.sampling.schedules import Schedule
 
@@ -147,7 +148,7 @@ def _flow_grid(fields: Fields, steps: int, shift: float | None, *, native: bool,
         return schedules.shifted_grid(steps, shift, train), f"native grid, flow shift {shift:g}"
     schedules.check(steps, shift)
     start, end = (1 - 1 / train, 0.0) if native else (1.0, 1 / train)
-    grid = schedules.shifted(np.linspace(start, end, int(steps) + 1)[:-1], shift)
+    grid = shift_sigma(np.linspace(start, end, int(steps) + 1)[:-1], shift)
     if abs(grid[0] - 1) < BELOW_ONE:
         grid[0] -= BELOW_ONE
     return np.append(grid, 0.0), f"{'native' if native else 'stock'} grid, flow shift {shift:g}"
@@ -169,7 +170,7 @@ def _euler(
             raise ValueError(f"steps={steps}, but this checkpoint is distilled to {len(sigmas)} steps.")
         if shift not in (None, own):
             raise ValueError(f"shift={shift} would move the sigmas that this checkpoint is distilled to; leave it out.")
-        grid, text = schedules.shifted(np.array(sigmas, np.float32), own), f"fixed sigmas, shift {own:g}"
+        grid, text = shift_sigma(np.array(sigmas, np.float32), own), f"fixed sigmas, shift {own:g}"
     else:
         if steps is None:
             raise ValueError(f"{EULER} without a fixed list of sigmas needs a number of steps.")
@@ -199,5 +200,5 @@ def _fixed_list(fields: Fields, sigmas: list[float] | None) -> list[float]:
 
 def _twice_shifted(steps: int, shift: float, train: int) -> np.ndarray:
     """[steps] float32: diffusers shifts the ends of the training grid, spaces uniformly, and shifts once more."""
-    first, last = schedules.shifted(np.array([train, 1], np.float32) / np.float32(train), shift).tolist()
-    return schedules.shifted(np.linspace(first * train, last * train, steps) / train, shift).astype(np.float32)
+    first, last = shift_sigma(np.array([train, 1], np.float32) / np.float32(train), shift).tolist()
+    return shift_sigma(np.linspace(first * train, last * train, steps) / train, shift).astype(np.float32)

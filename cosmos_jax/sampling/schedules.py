@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cosmos_jax.flow import shift_sigma
+
 
 class Schedule(NamedTuple):
     """A pytree of host arrays for N steps; passing another one of the same N recompiles nothing."""
@@ -54,7 +56,7 @@ def shifted_grid(steps: int, shift: float, num_train: int = 1000) -> np.ndarray:
     Raises ValueError for steps < 1 or shift ≤ 0.
     """
     check(steps, shift)
-    return shifted(np.linspace(float(np.float32(1 - 1 / num_train)), 0.0, int(steps) + 1), shift)
+    return shift_sigma(np.linspace(float(np.float32(1 - 1 / num_train)), 0.0, int(steps) + 1), shift)
 
 
 def check(steps: int, shift: float) -> None:
@@ -63,11 +65,6 @@ def check(steps: int, shift: float) -> None:
         raise ValueError(f"sample.steps={steps} must be a whole number, at least 1.")
     if not 0 < shift < math.inf:
         raise ValueError(f"sample.shift={shift} must be positive: 1 leaves the grid uniform, 10 suits 720p video.")
-
-
-def shifted(t: np.ndarray, shift: float) -> np.ndarray:
-    """s·t/(1+(s−1)·t) in the dtype of t: moves noise levels up for s > 1 (spec model.md §7.2)."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def unipc(steps: int, shift: float, num_train: int = 1000) -> Schedule:

@@ -14,6 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from parity import oracle, test_sampling
 
+from cosmos_jax.flow import shift_sigma
 from cosmos_jax.precision import HIGHEST
 from cosmos_jax.sampling import generate, scheduler_config, schedules
 from cosmos_jax.sampling.scheduler_config import from_config
@@ -168,7 +169,7 @@ def mistakes(name, good):
     if name == "euler, shift 3":
         wrong["shifted once"] = schedules.euler(steps, 3.0)
     elif name == "distilled ODE":
-        again = schedules.shifted(good.sigmas, 5.0)
+        again = shift_sigma(good.sigmas, 5.0)
         wrong["fresh noise"] = schedules.renoising(good.sigmas, good.timesteps)
         wrong["shift 5 once more"] = schedules.single_step(again, 1000.0 * again[:-1])
     else:
