@@ -113,8 +113,7 @@ def toy_texts(episodes: int = 400) -> list[str]:
     from data_pipelines.toy_world.stream import StreamSource
 
     texts = ["system\nuser\nassistant\n<1.5 seconds>"] * episodes
-    source = StreamSource(episodes, 30_000_000)
-    for e in map(source.__getitem__, range(episodes)):
+    for e in StreamSource(episodes, 30_000_000):
         texts += [e.caption, e.instruction, "Describe the video."] + [t for qa in e.qa for t in qa]
     return texts
 

@@ -160,7 +160,7 @@ def sampler(config, assets, workdir: Path) -> Callable[[int, dict], None]:
     from data_pipelines.toy_world.samples import make_sample
     from data_pipelines.toy_world.stream import held_out
 
-    episodes = [held_out(2, "development")[i] for i in range(2)]
+    episodes = list(held_out(2, "development"))
     samples = [make_sample(assets.encode(e), "image2video", with_sound=False) for e in episodes]
 
     def draw(step: int, state: dict) -> None:

@@ -86,10 +86,9 @@ class Study:
         for old in out.glob("*.npz"):
             old.unlink()
         data = config.data
-        source = held_out(data.eval_episodes, data.eval_split)
-        raw = [source[i] for i in range(len(source))]
+        raw = list(held_out(data.eval_episodes, data.eval_split))
         usual = min(TRAIN_EPISODES, data.episodes)
-        train = list(map(StreamSource(usual).__getitem__, range(usual)))
+        train = list(StreamSource(usual))
         return cls(pipeline, config, out, raw, [pipeline.assets.encode(e) for e in raw], train)
 
     @property

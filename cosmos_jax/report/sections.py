@@ -96,9 +96,10 @@ def score_table(run: Run) -> str:
             for k, v in s["baselines"].items()
         )
         note = escape(detail.get("note", "")) + _parts(detail.get("parts", {}))
-        said = f'<td class="verdict {"good" if s["beats"] else "bad"}">{escape(verdict(s))}</td>'
-        close = detail.get("narrow", [])
-        said = said.replace("</td>", f'<div class="note">{escape(_too_close(close))}</div></td>') if close else said
+        said = escape(verdict(s))
+        if "narrow" in detail:
+            said += f'<div class="note">within two standard errors of {escape(" and ".join(detail["narrow"]))}</div>'
+        said = f'<td class="verdict {"good" if s["beats"] else "bad"}">{said}</td>'
         arrow = "higher is better" if s["better"] == "higher" else "lower is better"
         rows.append([f'{escape(name)}<div class="note">{arrow}</div>', f'<td class="number">{value}</td>', rivals, said,
                      f'<span class="note">{note}</span>'])  # fmt: skip
@@ -109,10 +110,6 @@ def score_table(run: Run) -> str:
         "beaten: it shows what is possible.</p>"
     )
     return lead + table(["ability", "model", "baselines", "verdict", "what is measured"], rows, css)
-
-
-def _too_close(rivals: list[str]) -> str:
-    return f"within two standard errors of {' and '.join(rivals)}"
 
 
 def _parts(parts: dict) -> str:
@@ -180,7 +177,7 @@ def tokens(run: Run) -> str:
     """One real sample of each task, packed alone, and one row of a training batch."""
     config, assets = run.config, run.assets()
     spec, source = config.model.sequence, held_out(config.data.eval_episodes, config.data.eval_split)
-    episode = next((e for e in map(source.__getitem__, range(len(source))) if e.onsets), source[0])
+    episode = next((e for e in source if e.onsets), source[0])
     out = [
         "<p>For each task, the two streams of one real sample and its attention mask, both read from the packed batch. "
         "Lines are queries, columns keys; a cell has the colour of its key, white is not seen; the bands name the "

@@ -142,7 +142,7 @@ def _windows(wave: np.ndarray) -> np.ndarray:
 
 def fit(episodes: int = FIT_EPISODES) -> tuple[VideoCodec, SoundCodec]:
     """Both codecs from episodes that are in neither the training nor the evaluation set. Deterministic."""
-    data = list(map(StreamSource(episodes, FIT_SEED).__getitem__, range(episodes)))
+    data = list(StreamSource(episodes, FIT_SEED))
     return VideoCodec.fit(data), SoundCodec.fit(data)
 
 

@@ -5,6 +5,7 @@ In: how many, and the first seed. Out: a random-access source for grain, the twi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipelines.toy_world.episodes import Episode, make_episode
@@ -27,6 +28,9 @@ class StreamSource:
         if not 0 <= i < self.n:
             raise IndexError(f"episode {i} of {self.n}")
         return make_episode(self.first_seed + int(i))
+
+    def __iter__(self) -> Iterator[Episode]:
+        return map(self.__getitem__, range(self.n))
 
 
 def held_out(n: int, split: str = "test") -> StreamSource:
