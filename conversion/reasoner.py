@@ -26,8 +26,9 @@ def entries(cfg: ModelConfig) -> list[Entry]:
         out += tower_layer(cfg, "und", layer, f"{TEXT}.layers.{layer}", ATTENTION, "")
     v = cfg.vision
     patch = f"{VISUAL}.patch_embed.proj"  # a convolution whose kernel is as large as its stride
+    kernel, flat = (3, v.temporal, v.patch, v.patch), (v.hidden, 3 * v.temporal * v.patch**2)
     out += [
-        Entry(f"{patch}.weight", ("vit", "patch_in", "kernel"), (v.hidden, 3 * v.temporal * v.patch**2), (1, 0)),
+        Entry(f"{patch}.weight", ("vit", "patch_in", "kernel"), flat, (v.hidden, *kernel), (1, 0)),
         Entry(f"{patch}.bias", ("vit", "patch_in", "bias")),
         Entry(f"{VISUAL}.pos_embed.weight", ("vit", "positions")),
         *_merger(f"{VISUAL}.merger", ("vit", "merger")),
