@@ -8,6 +8,7 @@ from __future__ import annotations
 from conversion.names import Entry
 from conversion.omni import dense, tower_layer
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import cosmos
 
 ATTENTION = {n: f"{n}_proj" for n in "qkvo"} | {"q_norm": "q_norm", "k_norm": "k_norm"}
 TEXT, VISUAL = "model.language_model", "model.visual"
@@ -51,9 +52,7 @@ def entries(cfg: ModelConfig) -> list[Entry]:
 
 def part(tree: dict) -> dict:
     """What of a whole tree of parameters this layout holds."""
-    return {k: v for k, v in tree.items() if k not in ("io", "norm_gen", "layers")} | {
-        "layers": {"und": tree["layers"]["und"]}
-    }
+    return cosmos.part(tree, "reasoner")
 
 
 def _norm(source: str, path: tuple[str, ...], layer: int | None = None) -> list[Entry]:

@@ -162,4 +162,3 @@ def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
 
 def _name(path: Path, layer: int | None = None) -> str:
     return "/".join(path) + ("" if layer is None else f"[{layer}]")
-
