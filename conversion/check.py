@@ -27,8 +27,8 @@ def check(
 
     source: name → shape of every tensor in the checkpoint. target: nested dict of parameters (arrays or shapes).
     dropped: glob pattern → why such tensors are not needed. Checked: each source tensor is used by all of its parts
-    exactly once or dropped, none is missing, each parameter (each layer of a stacked one) is written exactly once, and
-    all shapes agree.
+    exactly once (and by tied entries once more) or dropped, none is missing, each parameter (each layer of a stacked
+    one) is written exactly once, and all shapes agree.
     """
     entries, dropped = list(entries), dict(dropped or {})
     wanted = {e.source for e in entries}
@@ -51,12 +51,15 @@ def _reason(name: str, dropped: Mapping[str, str]) -> str | None:
 
 
 def _parts_once(entries: Sequence[Entry]) -> None:
-    seen = Counter((e.source, e.part) for e in entries)
+    seen = Counter((e.source, e.part) for e in entries if not e.tied)
     parts = {e.source: e.parts for e in entries}
     whole = {(name, k) for name, n in parts.items() for k in range(n)}
     bad = [key for key, n in seen.items() if n > 1] + sorted(whole - set(seen))
     if bad:
         raise ConversionError(f"the name map uses part {bad[0][1]} of {bad[0][0]!r} {seen[bad[0]]} times, not once.")
+    twice = [key for key, n in Counter((e.source, e.part) for e in entries if e.tied).items() if n > 1]
+    if twice:
+        raise ConversionError(f"the name map ties {twice[0][0]!r} to more than one further parameter.")
 
 
 def _shapes(entries: Sequence[Entry], source: Mapping[str, Shape], target: Mapping[tuple, Shape]) -> None:

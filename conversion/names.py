@@ -4,6 +4,8 @@ A map is a list of `Entry`. Converting only reshapes, permutes, splits and stack
 byte-identical. An entry says, for one tensor of the source (or one of `parts` equal pieces along its first axis):
 
     piece.reshape(view).transpose(axes) == params[path]          or layer `layer` of it, where layers are stacked
+
+Every piece has one entry, and may have one more that is `tied`: then two parameters are one tensor there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ class Entry:
     layer: int | None = None  # position along the leading, stacked axis of params[path]; None: not stacked
     part: int = 0  # which piece of the source …
     parts: int = 1  # … of how many equal ones along its axis 0
+    tied: bool = False  # a second reader of a piece that another entry owns; export demands that the two agree
 
 
 def to_ours(entry: Entry, x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from conversion.check import ConversionError
 from conversion.names import Entry, to_ours, to_theirs
 
 
@@ -27,12 +28,21 @@ def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> di
 
 
 def to_torch(entries: Iterable[Entry], params: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Name → array in the source's shapes and the parameters' dtypes. shapes: of every tensor of the layout."""
+    """Name → array in the source's shapes and the parameters' dtypes. shapes: of every tensor of the layout.
+
+    ConversionError if two parameters that are one tensor there (`Entry.tied`) have come to differ.
+    """
     flat = flatten_dict(dict(params))
     parts: dict[str, dict[int, np.ndarray]] = {}
     for e in entries:
         x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
-        parts.setdefault(e.source, {})[e.part] = to_theirs(e, x, shapes[e.source])
+        x = to_theirs(e, x, shapes[e.source])
+        first = parts.setdefault(e.source, {}).setdefault(e.part, x)
+        if first is not x and not np.array_equal(first, x):
+            raise ConversionError(
+                f"{e.source!r} is one tensor in this layout, but here {'/'.join(e.path)!r} and its twin have come to "
+                "differ; export to a layout that holds both."
+            )
     return {
         name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
         for name, found in parts.items()
