@@ -21,6 +21,7 @@ from conversion.names import Entry
 from conversion.weights import Foreign, place
 from cosmos_jax import checkpoint
 from cosmos_jax.__main__ import main
+from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos
 
 COMPONENTS = ("transformer", "vae", "sound_tokenizer")
@@ -77,8 +78,9 @@ def test_the_exported_folder_loads_in_diffusers_and_gives_the_same_output(tmp_pa
     _, info = Cosmos3OmniTransformer.from_pretrained(tmp_path / "d" / "transformer", output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     kw = oracle.inputs(oracle.OMNI)
-    for a, b in zip(got(**kw), want(**kw), strict=True):
-        assert torch.equal(a[0], b[0])
+    a, b = got(**kw), want(**kw)
+    for name in ("sample", "sound", "action"):
+        assert torch.equal(a[name][0], b[name][0]) and b[name][0].any()
     run(tmp_path / "a", tmp_path / "e", "diffusers")
     for name, cls in (("vae", AutoencoderKLWan), ("sound_tokenizer", Cosmos3AVAEAudioTokenizer)):
         models = [cls.from_pretrained(p / name) for p in (tiny, tmp_path / "e")]
@@ -152,7 +154,7 @@ def test_only_what_a_job_needs_is_read(orbax, tmp_path):
             shutil.rmtree(array / "c")
     got = convert.load(tmp_path / "copy", {"model": cosmos.part(whole, "reasoner")})["model"]
     jax.tree.map(np.testing.assert_array_equal, got, cosmos.part(full, "reasoner"))
-    with pytest.raises(Exception, match="missing|NOT_FOUND|not exist"):
+    with pytest.raises(Exception, match="Failed to load"):
         convert.load(tmp_path / "copy", {"model": cosmos.part(whole, "generator")})
 
 
@@ -235,20 +237,18 @@ def test_a_failing_conversion_removes_what_it_wrote(tiny, tmp_path, monkeypatch)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
-    """1.2 GB through at most 64 MB in flight: what is added stays far below the model."""
-    monkeypatch.setattr(checkpoint, "IN_FLIGHT", 64 << 20)
-    monkeypatch.setattr(bench, "ModelConfig", lambda **kw: bench_config(kw["layers"]))
-    results = bench.run(tmp_path, layers=24)
+    """0.4 GB through at most 16 MB in flight: what is added stays far below the model."""
+    monkeypatch.setattr(checkpoint, "IN_FLIGHT", 16 << 20)
+    monkeypatch.setattr(bench, "ModelConfig", lambda **kw: bench_config(kw))
+    results = bench.run(tmp_path, layers=12)
     size = results["model"]["bytes"]
-    assert size > 0.7e9
+    assert size > 0.35e9
     for name in ("PyTorch to Orbax", "Orbax to PyTorch"):
         assert results[name]["bytes"] < 0.4 * size, (name, results)
 
 
-def bench_config(layers):
-    from cosmos_jax.config import ModelConfig
-
-    return ModelConfig(name="bench", layers=layers, hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096)
+def bench_config(kw):
+    return ModelConfig(**kw | (dict(hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096) if kw["layers"] > 1 else {}))
 
 
 def test_every_index_is_written_once(tmp_path):
