@@ -11,11 +11,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conversion_tiny import diffusers_folder
+from conversion_tiny import diffusers_folder, reasoner_folder
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer
-from parity import oracle
+from flax.traverse_util import flatten_dict
+from parity import oracle, reasoner_oracle
 
-from conversion import bench, convert, dcp, folder, manifest, pth, safetensors, source
+from conversion import bench, convert, dcp, export, folder, manifest, omni, pth, reasoner, safetensors, source, weights
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.weights import Foreign, place
@@ -106,6 +107,73 @@ def test_framework_checkpoints_come_back_byte_for_byte(tiny, orbax, tmp_path):
         found = folder.open_folder(tmp_path / "both", cfg, average).components["transformer"]
         assert found.load()["lm_head"].max() == value
         assert len(found.dropped) == 88 and "are taken" in next(iter(found.dropped.values()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("qwen3_vl", {}), ("qwen3_vl", {"tie_word_embeddings": True}), ("cosmos3_omni", {}),
+                        ("cosmos3_edge", {})],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_reasoner_comes_back_byte_for_byte_and_loads_in_transformers(kind, other, tmp_path):
+    """Names as transformers' files have them; nothing missing, nothing unexpected; bit-equal logits."""
+    tiny = reasoner_folder(tmp_path / "tiny", kind, **other)
+    assert len(list(tiny.glob("*.safetensors"))) > 1
+    run(tiny, tmp_path / "orbax")
+    run(tmp_path / "orbax", tmp_path / "back", "transformers")
+    assert_same(*(safetensors.open_folder(p) for p in (tmp_path / "back", tiny)))
+    cls = type(reasoner_oracle.reference(kind, **other))
+    got, info = cls.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    ids = torch.arange(29)[None] * 17 % 590
+    assert torch.equal(got.eval()(input_ids=ids).logits, cls.from_pretrained(tiny).eval()(input_ids=ids).logits)
+    if other:
+        assert "lm_head.weight" not in safetensors.open_folder(tmp_path / "back")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["cosmos3_omni", "cosmos3_edge"])
+def test_the_reasoner_inside_a_whole_model_is_exported_alone(kind, tmp_path):
+    """A diffusers folder with its vision encoder, written by us → transformers: reads no tensor of the generator."""
+    source_cfg = reasoner_oracle.ours(kind)
+    both = reasoner_oracle.pair(kind)[2]
+    parts = {"transformer": omni.part(both), "vision_encoder": reasoner.vision_part(both)}
+    whole = {name: (source_cfg, InMemory(tree)) for name, tree in parts.items()}
+    plan = export.plan(source.Source(tmp_path, "run", whole), "diffusers")
+    export.write(plan, tmp_path / "folder")
+    found = folder.open_folder(tmp_path / "folder")
+    assert set(found.components) == {"transformer", "vision_encoder"}
+    assert found.components["transformer"].config.vision == source_cfg.vision
+    for path in (tmp_path / "folder" / "transformer").iterdir():  # the generator's bytes are not needed
+        assert path.name in ("config.json", "diffusion_pytorch_model.safetensors")
+    run(tmp_path / "folder", tmp_path / "reasoner", "transformers")
+    model = reasoner_oracle.reference(kind)
+    got, info = type(model).from_pretrained(tmp_path / "reasoner", output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    for (name, a), b in zip(got.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+class InMemory(weights.Weights):
+    def __init__(self, tree):
+        self.flat, self.narrowed = flatten_dict(tree), {}
+        self.arrays = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in self.flat.items()}
+
+    def read(self, path, layer=None):
+        return np.asarray(self.flat[path] if layer is None else self.flat[path][layer])
+
+
+def test_tied_embeddings_that_came_to_differ_are_refused(tmp_path):
+    run(reasoner_folder(tmp_path / "tiny", "qwen3_vl", tie_word_embeddings=True), tmp_path / "orbax")
+    store = checkpoint.open_arrays(tmp_path / "orbax" / "weights", "model")["lm_head",]
+    array = next((tmp_path / "orbax" / "weights" / "model" / "lm_head" / "c").rglob("0"))
+    array = array if array.is_file() else next(p for p in array.rglob("*") if p.is_file())
+    data = bytearray(array.read_bytes())
+    data[2] ^= 0x40
+    array.write_bytes(bytes(data))
+    assert store.shape == (48, 640)
+    with pytest.raises(ConversionError, match="'lm_head' and its twin have come to differ"):
+        run(tmp_path / "orbax", tmp_path / "back", "transformers")
+    assert not (tmp_path / "back").exists()
 
 
 def test_the_original_vae_file_comes_back_byte_for_byte(tiny, orbax, tmp_path, monkeypatch):
