@@ -104,10 +104,12 @@ def tower_layer(
             out.append(Entry(name, (*at, "attn", ours, "weight"), layer=layer))
         elif ours == "o":  # [D, heads·d] → [heads, d, D]
             view = (cfg.hidden, cfg.heads, cfg.head_dim)
-            out.append(Entry(name, (*at, "attn", ours), view, (1, 2, 0), layer))
+            shape = (cfg.hidden, cfg.heads * cfg.head_dim)
+            out.append(Entry(name, (*at, "attn", ours), view, shape, (1, 2, 0), layer))
         else:  # [heads·d, D] → [D, heads, d]
-            view = (cfg.heads if ours == "q" else cfg.kv_heads, cfg.head_dim, cfg.hidden)
-            out.append(Entry(name, (*at, "attn", ours), view, (2, 0, 1), layer))
+            heads = cfg.heads if ours == "q" else cfg.kv_heads
+            view, shape = (heads, cfg.head_dim, cfg.hidden), (heads * cfg.head_dim, cfg.hidden)
+            out.append(Entry(name, (*at, "attn", ours), view, shape, (2, 0, 1), layer))
     for ours, theirs in mlp.items():
         if ours != "gate" or cfg.mlp_act == "swiglu":
             out.append(Entry(f"{prefix}.mlp{suffix}.{theirs}.weight", (*at, "mlp", ours), axes=(1, 0), layer=layer))
@@ -127,6 +129,6 @@ def dense(source: str, path: tuple[str, ...], layer: int | None = None) -> list[
 def _domain(source: str, ours: str, domains: int, n_in: int, n_out: int) -> list[Entry]:
     """A linear layer per embodiment: row d of fc is that domain's matrix, [in, out] and not [out, in]."""
     return [
-        Entry(f"{source}.fc.weight", ("io", ours, "kernel"), (domains, n_in, n_out)),
+        Entry(f"{source}.fc.weight", ("io", ours, "kernel"), (domains, n_in, n_out), (domains, n_in * n_out)),
         Entry(f"{source}.bias.weight", ("io", ours, "bias")),
     ]

@@ -1,14 +1,15 @@
 """Names of the reasoner: the und tower and the vision encoder, of Qwen3-VL and Cosmos 3 (Nano, Super, Edge).
 
-In: `ModelConfig` with `vision`. Out: entries. `entries` has the names of transformers' modules, which are also those of
-Qwen3-VL's files; `entries_saved` those of the files that transformers writes for Cosmos 3; `vision_entries` those of the
-`vision_encoder/` folder. Spec model.md §1.5, §3.1, §3.3; training.md §3.4.
+In: `ModelConfig` with `vision`. Out: entries. `entries` has the names of transformers' modules, which are those of
+Qwen3-VL's files too; `entries_saved` those of the files that transformers writes for Cosmos 3; `vision_entries` those
+of the `vision_encoder/` folder. Spec model.md §1.5, §3.1, §3.3; training.md §3.4.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Container
 
 from conversion.names import Entry
 from conversion.omni import MLP, dense, tower_layer
@@ -20,7 +21,7 @@ TEXT, VISUAL = "model.language_model", "model.visual"
 def entries(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
     """Every tensor of the reasoner of this config, exactly once, under the names of transformers' modules.
 
-    tied: the checkpoint has no lm_head; its embed_tokens is both (Qwen3-VL 2B and 4B; `configs.tied_embeddings`).
+    tied: the checkpoint has no lm_head; its embed_tokens is both (Qwen3-VL 2B and 4B; `reasoner_configs.tied`).
     ValueError without a vision encoder.
     """
     embed = f"{TEXT}.embed_tokens.weight"
@@ -39,7 +40,12 @@ def entries(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
     return out + [dataclasses.replace(e, source=bare + e.source) for e in vision_entries(cfg)]
 
 
-def entries_saved(cfg: ModelConfig) -> list[Entry]:
+def entries_in(cfg: ModelConfig, names: Container[str], tied: bool = False) -> list[Entry]:
+    """`entries` or `entries_saved`, whichever a file with these names follows."""
+    return (entries_saved if "embed_tokens.weight" in names else entries)(cfg, tied)
+
+
+def entries_saved(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
     """The same tensors as `save_pretrained` of transformers 5.23 names them for `cosmos3_omni` and `cosmos3_edge`.
 
     Text as in diffusers, Qwen3-VL's vision encoder without a prefix. For Edge the text's patterns match inside of the
@@ -57,11 +63,11 @@ def entries_saved(cfg: ModelConfig) -> list[Entry]:
             name = re.sub(pattern, new, name)
         return name
 
-    return [dataclasses.replace(e, source=renamed(e.source)) for e in entries(cfg)]
+    return [dataclasses.replace(e, source=renamed(e.source)) for e in entries(cfg, tied)]
 
 
 def vision_entries(cfg: ModelConfig) -> list[Entry]:
-    """Every tensor of a `vision_encoder/` folder: bare names (Nano, Super), `model.visual…`, `model.projector…` (Edge)."""
+    """Every tensor of a `vision_encoder/` folder: bare (Nano, Super), `model.visual.`, `model.projector.` (Edge)."""
     return _siglip2(cfg) if _eye(cfg).kind == "siglip2" else _qwen3vl(cfg)
 
 
@@ -86,8 +92,11 @@ def _eye(cfg: ModelConfig):
 
 def _qwen3vl(cfg: ModelConfig) -> list[Entry]:
     v = _eye(cfg)
+    kernel, features = (3, v.temporal, v.patch, v.patch), cfg.sequence.vit_patch_dim
     out = [  # a convolution whose kernel is as large as its stride
-        Entry("patch_embed.proj.weight", ("vit", "patch_in", "kernel"), (v.hidden, cfg.sequence.vit_patch_dim), (1, 0)),
+        Entry(
+            "patch_embed.proj.weight", ("vit", "patch_in", "kernel"), (v.hidden, features), (v.hidden, *kernel), (1, 0)
+        ),
         Entry("patch_embed.proj.bias", ("vit", "patch_in", "bias")),
         Entry("pos_embed.weight", ("vit", "positions")),
         *_merger("merger", ("vit", "merger")),
@@ -115,7 +124,11 @@ def _siglip2(cfg: ModelConfig) -> list[Entry]:
         *_norm(f"{VISUAL}.post_layernorm", ("vit", "norm")),
         *_merger("model.projector", ("vit", "merger")),
     ]
-    linear = {f"self_attn.{n}_proj": n for n in "qkv"} | {"self_attn.out_proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
+    linear = {f"self_attn.{n}_proj": n for n in "qkv"} | {
+        "self_attn.out_proj": "proj",
+        "mlp.fc1": "fc1",
+        "mlp.fc2": "fc2",
+    }
     at = ("vit", "layers")
     for layer in range(_eye(cfg).layers):
         block = f"{VISUAL}.encoder.layers.{layer}"

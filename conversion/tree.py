@@ -1,11 +1,11 @@
 """Whole models in memory: tensors by name ↔ the nested dict of parameters. Exact: bytes are moved, nothing is computed.
 
-In: entries. Out: the other side. Models that do not fit are streamed instead (conversion/stream.py).
+In: entries. Out: the other side. Large models are streamed instead (conversion/weights.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -27,23 +27,36 @@ def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> di
     )
 
 
-def to_torch(entries: Iterable[Entry], params: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Name → array in the source's shapes and the parameters' dtypes. shapes: of every tensor of the layout.
+def to_torch(entries: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]:
+    """Name → array in the source's shapes and the parameters' dtypes. ConversionError as in `assemble`."""
+    flat = flatten_dict(dict(params))
+
+    def read(e: Entry) -> np.ndarray:
+        return np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
+
+    return {name: assemble(found, read) for name, found in by_source(entries).items()}
+
+
+def by_source(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Name → the entries of that tensor: one per piece in order, then the tied ones."""
+    found: dict[str, list[Entry]] = {}
+    for e in entries:
+        found.setdefault(e.source, []).append(e)
+    return {name: sorted(es, key=lambda e: (e.tied, e.part)) for name, es in found.items()}
+
+
+def assemble(entries: Sequence[Entry], read: Callable[[Entry], np.ndarray]) -> np.ndarray:
+    """One whole tensor of the source from its entries (`by_source`); `read` gives the parameter or layer of an entry.
 
     ConversionError if two parameters that are one tensor there (`Entry.tied`) have come to differ.
     """
-    flat = flatten_dict(dict(params))
-    parts: dict[str, dict[int, np.ndarray]] = {}
+    pieces: dict[int, np.ndarray] = {}
     for e in entries:
-        x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
-        x = to_theirs(e, x, shapes[e.source])
-        first = parts.setdefault(e.source, {}).setdefault(e.part, x)
-        if first is not x and not np.array_equal(first, x):
+        x = to_theirs(e, read(e))
+        if e.tied and not np.array_equal(x, pieces[e.part]):
             raise ConversionError(
-                f"{e.source!r} is one tensor in this layout, but here {'/'.join(e.path)!r} and its twin have come to "
-                "differ; export to a layout that holds both."
+                f"{e.source!r} is one tensor in this layout, but here {'/'.join(e.path)!r} has come to differ from its "
+                "twin; export to a layout that holds both."
             )
-    return {
-        name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
-        for name, found in parts.items()
-    }
+        pieces.setdefault(e.part, x)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(list(pieces.values()))

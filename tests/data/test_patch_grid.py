@@ -56,4 +56,6 @@ def test_a_patch_holds_its_pixels(kind):
     n, (row, col) = 5, vit.rowcol[5] * 4
     for y, x, c, t in np.ndindex(4, 4, 3, s.vit_temporal):
         at = ((c * 2 + t) * 4 + y) * 4 + x if kind == "qwen3vl" else (y * 4 + x) * 3 + c
-        assert vit.patches[n, at] == np.float32(frames[t, row + y, col + x, c] / np.float32(255) - 0.5) / np.float32(0.5)
+        assert vit.patches[n, at] == np.float32(frames[t, row + y, col + x, c] / np.float32(255) - 0.5) / np.float32(
+            0.5
+        )

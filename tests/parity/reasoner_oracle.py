@@ -107,7 +107,16 @@ def reference(kind: str, seed: int = 5, **other) -> transformers.PreTrainedModel
 
 def shrink(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """The eps probe: what is written into the two residual streams made small, so that the norms' eps decides."""
-    small = ("embed_tokens", "pos_embed", "position_embedding", "patch_embed", "attn.", "linear_fc2", "fc2", "down_proj")
+    small = (
+        "embed_tokens",
+        "pos_embed",
+        "position_embedding",
+        "patch_embed",
+        "attn.",
+        "linear_fc2",
+        "fc2",
+        "down_proj",
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if any(s in name for s in small) and "norm" not in name:
