@@ -63,7 +63,7 @@ def _import(found: folder.Folder, dst: Path, progress: Progress) -> list[str]:
     for name, w in weights.items():
         items.setdefault(source.item(name), {}).update(w.plan())
     slices = ((source.item(name), *piece) for name, w in weights.items() for piece in w.slices())
-    used = [t.path for c in found.components.values() for t in c.tensors.tensors.values()]
+    used = {path for c in found.components.values() for path in c.tensors.files}
     root = found.path if found.path.is_dir() else found.path.parent
     with appearing(dst) as partial, concurrent.futures.ThreadPoolExecutor(1) as pool:
         hashes = pool.submit(manifest.hash_files, [*used, *found.files.values()], root)

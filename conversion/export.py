@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion import avae, configs, dcp, omni, pth, reasoner, reasoner_configs, safetensors, wan
+from conversion import avae, configs, dcp, framework, omni, pth, reasoner, reasoner_configs, safetensors, wan
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.source import Source
@@ -86,7 +86,7 @@ def _framework(source: Source) -> tuple[list[Entry], Weights]:
     if "vision_encoder" in source.components:
         cfg, eye = source.components["vision_encoder"]
         weights = Merged(weights, eye)
-    return omni.native(cfg), weights
+    return framework.entries(cfg), weights
 
 
 def _vae_and_rest(source: Source, out: Path, progress: Progress) -> list[str]:

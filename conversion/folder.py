@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conversion import avae, configs, dcp, omni, pth, reasoner, reasoner_configs, safetensors, tree, wan
+from conversion import avae, configs, dcp, framework, omni, pth, reasoner, reasoner_configs, safetensors, tree, wan
 from conversion.check import ConversionError, check
 from conversion.names import Entry
 from conversion.weights import Foreign
-from cosmos_jax.codecs import avae_config
 from cosmos_jax.codecs import avae as sound_tokenizer
+from cosmos_jax.codecs import avae_config
 from cosmos_jax.codecs import wan as video
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos
@@ -142,7 +142,7 @@ def _native(path: Path, model: ModelConfig | None, average: bool | None, source=
             "example --config=configs/nano.py."
         )
     source = safetensors.open_folder(path) if source is None else source
-    found = [p for p in PREFIXES if any(name.startswith(p) for name in source)]
+    found = [p for p in framework.PREFIXES if any(name.startswith(p) for name in source)]
     wanted = [p for p in found if average is None or average == ("ema" in p)]
     if not wanted:
         have = ", ".join(f"{p}*" for p in found)
@@ -150,9 +150,9 @@ def _native(path: Path, model: ModelConfig | None, average: bool | None, source=
     prefix, *others = wanted + [p for p in found if p not in wanted]
     which = "the average" if "ema" in prefix else "the last parameters"
     dropped = {f"{p}*": f"{which} ({prefix}*) are taken" for p in others}
-    if not any(name.startswith(f"{prefix}{omni.NATIVE_VISUAL}") for name in source):
+    if not any(name.startswith(f"{prefix}{framework.VISUAL}") for name in source):
         model = dataclasses.replace(model, vision=None)
-    entries, target = omni.native(model, prefix), cosmos.abstract(model)
+    entries, target = framework.entries(model, prefix), cosmos.abstract(model)
     component = _checked("transformer", model, entries, source, target, dropped)
     return Folder(path, layout, {"transformer": component}, _files(path))
 
@@ -182,7 +182,6 @@ READERS: dict[str, Callable[[Path, Path | None], Component]] = {
 CLASSES = {
     "Cosmos3OmniTransformer": "transformer", "AutoencoderKLWan": "vae", "Cosmos3AVAEAudioTokenizer": "sound_tokenizer",
 }  # fmt: skip
-PREFIXES = ("model.net_ema.", "net_ema.", "model.net.", "net.")  # of cosmos-framework; an average comes first
 
 
 def _is_diffusers(path: Path) -> bool:
@@ -197,7 +196,7 @@ def _is_dcp(path: Path) -> bool:
 
 def _is_native(path: Path) -> bool:
     files = any(path.glob("*.safetensors"))
-    return files and any(name.startswith(PREFIXES) for name in safetensors.open_folder(path))
+    return files and any(name.startswith(framework.PREFIXES) for name in safetensors.open_folder(path))
 
 
 def _is_transformers(path: Path) -> bool:

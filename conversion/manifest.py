@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cosmos_jax.config import to_dict
 from cosmos_jax.sampling import scheduler_config
 
 NAME, FORMAT = "manifest.json", 1
-PACKAGES = ("cosmos-jax", "jax", "flax", "orbax-checkpoint", "tensorstore", "numpy", "ml-dtypes")
+PACKAGES = ("jax", "flax", "orbax-checkpoint", "tensorstore", "numpy", "ml-dtypes")
 BLOCK = 16 << 20
 
 
@@ -93,7 +93,9 @@ def describe(folder: Folder) -> list[str]:
     if folder.layout == "diffusers":
         out.append(f"scheduler: {s['choice'] if s else 'none in the folder'}")
         how = "with" if p and p["use_system_prompt"] else "without"
-        stated = "as model_index.json says" if p and p["stated"] else "diffusers' default, model_index.json says nothing"
+        stated = (
+            "as model_index.json says" if p and p["stated"] else "diffusers' default, model_index.json says nothing"
+        )
         out.append(f"prompts: {how} a system prompt ({stated})" if p else "prompts: no model_index.json says how")
         out.append(f"action statistics: {', '.join(_statistics(folder) or {}) or 'none in the folder'}")
     return out
@@ -112,7 +114,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
 
 
-def hash_files(paths: Iterable[Path], root: Path, progress: Callable[[int], None]) -> dict[str, str]:
+def hash_files(paths: Iterable[Path], root: Path) -> dict[str, str]:
     """sha256 of files, by their names relative to root."""
 
     def one(path: Path) -> str:
@@ -120,7 +122,6 @@ def hash_files(paths: Iterable[Path], root: Path, progress: Callable[[int], None
         with path.open("rb", buffering=0) as f:
             while block := f.read(BLOCK):
                 digest.update(block)
-                progress(len(block))
         return digest.hexdigest()
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -135,5 +136,7 @@ def read(path: Path) -> dict:
         raise ConversionError(f"{path} has no {NAME}: it is no imported checkpoint, or its writing was interrupted.")
     table = json.loads(file.read_text())
     if table.get("format") != FORMAT:
-        raise ConversionError(f"{file} has format {table.get('format')!r}; this version reads {FORMAT}. Convert it again.")
+        raise ConversionError(
+            f"{file} has format {table.get('format')!r}; this version reads {FORMAT}. Convert it again."
+        )
     return table

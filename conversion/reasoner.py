@@ -14,6 +14,7 @@ from collections.abc import Container
 from conversion.names import Entry
 from conversion.omni import MLP, dense, tower_layer
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import cosmos
 
 TEXT, VISUAL = "model.language_model", "model.visual"
 
@@ -73,10 +74,10 @@ def vision_entries(cfg: ModelConfig) -> list[Entry]:
 
 def part(tree: dict) -> dict:
     """What of a whole tree of parameters this layout holds: nothing of the generator, nor Edge's key norm for it."""
-    und = tree["layers"]["und"]
+    own = cosmos.part(tree, "reasoner")
+    und = own["layers"]["und"]
     attention = {k: v for k, v in und["attn"].items() if k != "k_norm_for_gen"}
-    rest = {k: v for k, v in tree.items() if k not in ("io", "norm_gen", "layers")}
-    return rest | {"layers": {"und": und | {"attn": attention}}}
+    return own | {"layers": {"und": und | {"attn": attention}}}
 
 
 def vision_part(tree: dict) -> dict:
@@ -124,11 +125,8 @@ def _siglip2(cfg: ModelConfig) -> list[Entry]:
         *_norm(f"{VISUAL}.post_layernorm", ("vit", "norm")),
         *_merger("model.projector", ("vit", "merger")),
     ]
-    linear = {f"self_attn.{n}_proj": n for n in "qkv"} | {
-        "self_attn.out_proj": "proj",
-        "mlp.fc1": "fc1",
-        "mlp.fc2": "fc2",
-    }
+    linear = {f"self_attn.{n}_proj": n for n in "qkv"}
+    linear |= {"self_attn.out_proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
     at = ("vit", "layers")
     for layer in range(_eye(cfg).layers):
         block = f"{VISUAL}.encoder.layers.{layer}"

@@ -47,15 +47,14 @@ def reasoner(config: Mapping[str, Any], name: str = "imported") -> ModelConfig:
     hidden = text.take("hidden_size")
     if edge:
         eye_table["projector_hidden_size"] = outer.take("projector_hidden_size")
-        family = dict(mlp_act="relu2", norm_cast="after_weight", qk_norm_und=False, k_norm_und_for_gen=True)
-    else:
-        family = {}
     outer.done()
     cfg = ModelConfig(
         name=name, layers=text.take("num_hidden_layers"), hidden=hidden, heads=text.take("num_attention_heads"),
         kv_heads=text.take("num_key_value_heads"), head_dim=text.take("head_dim"), mlp=text.take("intermediate_size"),
         norm_eps=text.take("rms_norm_eps"), rope_theta=theta, rope_sections=sections, vocab=text.take("vocab_size"),
-        vision=vision_encoder(eye_table, hidden, "config.json: vision_config"), action_dim=0, sound_dim=0, **family,
+        vision=vision_encoder(eye_table, hidden, "config.json: vision_config"), action_dim=0, sound_dim=0,
+        mlp_act="relu2" if edge else "swiglu", norm_cast="after_weight" if edge else "before_weight",
+        qk_norm_und=not edge, k_norm_und_for_gen=edge,
     )  # fmt: skip
     text.done()
     return cfg
@@ -101,7 +100,7 @@ def vision_encoder(config: Mapping[str, Any], hidden: int, where: str = "vision_
     return eye
 
 
-def _text_rope(text: Fields) -> tuple[float, tuple[int, ...]]:
+def _text_rope(text: Fields) -> tuple[float, tuple[int, int, int]]:
     """(theta, sections) from rope_parameters (transformers 5), or from rope_theta and rope_scaling (before)."""
     tables = [t for t in (text.take("rope_parameters", None), text.take("rope_scaling", None)) if t]
     if len(tables) > 1 and tables[0] != tables[1]:
@@ -112,9 +111,9 @@ def _text_rope(text: Fields) -> tuple[float, tuple[int, ...]]:
     theta = rope.take("rope_theta", text.take("rope_theta", None))
     if theta is None:
         raise ConversionError(f"{text.where} lacks 'rope_theta'; is it the configuration of another model?")
-    sections = tuple(rope.take("mrope_section", SECTIONS))
+    t, h, w = rope.take("mrope_section", SECTIONS)
     rope.done()
-    return float(theta), sections
+    return float(theta), (t, h, w)
 
 
 def to_transformers(cfg: ModelConfig) -> dict[str, Any]:

@@ -5,8 +5,6 @@ In: a path. Out: `Source`: per component its config and its parameters, unread; 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -36,6 +36,8 @@ OTHER_MODEL = "set the model of the checkpoint, or use another directory"
 OTHER_STATE = "set optim.name, optim.trainable, optim.frozen and optim.ema as in the checkpoint"
 
 logging.getLogger("absl").setLevel(logging.WARNING)
+# Orbax warns whenever it is told to do without OCDBT, as `write_arrays` does.
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
 
 
 class CheckpointError(RuntimeError):

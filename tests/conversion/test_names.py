@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from parity import oracle
 from parity import reasoner_oracle as reasoners
 
-from conversion import omni, reasoner
+from conversion import framework, omni, reasoner
 from conversion.check import ConversionError, check
 from conversion.initialise import from_reasoner
 from conversion.names import Entry
@@ -90,7 +90,7 @@ def test_dropped_tensors_are_listed_with_their_reason():
 def test_the_frameworks_own_names():
     """Spelt out for one layer, as cosmos-framework's checkpoints have them; no two names coincide."""
     cfg = oracle.model_config(oracle.OMNI | {"num_hidden_layers": 1})
-    names = [e.source for e in omni.native(cfg)]
+    names = [e.source for e in framework.entries(cfg)]
     attention = [f"self_attn.{n}" for n in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
     layer = [f"{n}{s}" for n in (*attention, "input_layernorm", "post_attention_layernorm") for s in ("", "_moe_gen")]
     layer += [f"mlp{s}.{n}_proj" for n in ("gate", "up", "down") for s in ("", "_moe_gen")]
@@ -101,7 +101,7 @@ def test_the_frameworks_own_names():
     want += [f"{n}.{leaf}.weight" for n in ("action2llm", "llm2action") for leaf in ("fc", "bias")]
     want += ["action_modality_embed", "sound_modality_embed"]
     assert sorted(names) == sorted(f"net.{n}" for n in want)
-    edge = [e.source for e in omni.native(oracle.model_config(oracle.EDGE), "net_ema.")]
+    edge = [e.source for e in framework.entries(oracle.model_config(oracle.EDGE), "net_ema.")]
     assert "net_ema.language_model.model.layers.0.self_attn.k_norm_und_for_gen.weight" in edge
 
 

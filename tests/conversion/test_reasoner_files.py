@@ -1,4 +1,4 @@
-"""Folders of reasoners that transformers wrote: read, checked, written again. Tied embeddings. Vision encoders alone."""
+"""Folders of reasoners that transformers wrote: read, checked, written again. Tied embeddings. Eyes alone."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def same(a, b):
     ids=["qwen3_vl", "cosmos3_omni", "cosmos3_edge", "qwen3_vl_tied", "cosmos3_omni_tied"],
 )
 def test_a_saved_reasoner_comes_in_and_goes_out(kind, other, tmp_path):
-    """In from `save_pretrained`, in several files; out to a folder with the same bytes, which `from_pretrained` reads."""
+    """From `save_pretrained`, in several files; to a folder with the same bytes, which `from_pretrained` reads."""
     model = oracle.reference(kind, **other)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
     found = folder.open_folder(tmp_path / "theirs")
