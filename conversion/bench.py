@@ -1,9 +1,9 @@
-"""How fast, and in how much memory, a checkpoint is converted: `python -m conversion.bench --dir=SCRATCH [--layers=4]`.
+"""Speed and memory of converting a checkpoint: `python -m conversion.bench --dir=SCRATCH [--layers=4]`.
 
-In: a scratch directory with room for three times the model. Out: a table. A transformer with the layer shapes of Nano and
-random bfloat16 numbers is written in diffusers' layout, then copied file by file, converted, and converted back, in this
-one run; each starts after a sync, with the files in the page cache. Memory is what the process adds to its resident size
-(`VmRSS`, mapped files included), sampled every 10 ms.
+In: a scratch directory with room for three times the model. Out: a table. A transformer with the layer shapes of Nano
+and random bfloat16 numbers is written in diffusers' layout, then copied file by file, converted, and converted back, in
+this one run; each starts after a sync, with the files in the page cache. Memory is what the process adds to its resident
+size (mapped files included), sampled every 10 ms.
 """
 
 from __future__ import annotations

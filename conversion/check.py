@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from conversion.names import Entry, our_shape, their_shape
@@ -50,6 +51,15 @@ def shapes(entries: Iterable[Entry], target: Mapping) -> dict[str, Shape]:
     """Name → shape of every tensor that a model with these parameters has in this layout, in the map's order."""
     flat = {k: tuple(x.shape) for k, x in flatten_dict(dict(target)).items()}
     return {e.source: their_shape(e, flat[e.path] if e.layer is None else flat[e.path][1:]) for e in entries}
+
+
+def same(entry: Entry, first: np.ndarray, second: np.ndarray) -> None:
+    """ConversionError unless two readings of one tensor agree. entry: the second's."""
+    if first is not second and not np.array_equal(first, second):
+        raise ConversionError(
+            f"{entry.source!r} is one tensor in this layout, but here {'/'.join(entry.path)!r} and its twin have come to "
+            "differ; export to a layout that holds both."
+        )
 
 
 def _reason(name: str, dropped: Mapping[str, str]) -> str | None:

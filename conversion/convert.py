@@ -1,10 +1,10 @@
 """One command for every layout, both ways: `python -m cosmos_jax convert --from=SRC --to=DST [--layout=…]`.
 
 In: a PyTorch folder, an imported checkpoint, or a training run. Out: an imported Orbax checkpoint (the default) or a
-PyTorch folder. DST appears when it is complete: what is being written is called DST.partial, and a killed conversion leaves
-nothing else.
+PyTorch folder. DST appears when it is complete: what is being written is called DST.partial, and a killed conversion
+leaves nothing else.
 
-    DST/manifest.json   source, hashes, configs, versions, scheduler, prompts, action statistics (conversion/manifest.py)
+    DST/manifest.json   source, hashes, configs, versions, scheduler, prompts, action statistics
     DST/weights/        Orbax: items "model" (both towers, heads, eye), "vae", "sound_tokenizer"
     DST/files/          configs and tokenizer files, as they were
 """

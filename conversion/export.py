@@ -1,8 +1,8 @@
 """Weights → PyTorch files that the reference libraries load.
 
 In: a `Source`, a layout. Out: a folder, one tensor in memory at a time: diffusers (a folder per component), transformers
-(the reasoner alone), native (cosmos-framework's names in safetensors; the video VAE as Wan2.2_VAE.pth), dcp (the same in a
-torch.distributed.checkpoint).
+(the reasoner alone), native (cosmos-framework's names in safetensors; the video VAE as Wan2.2_VAE.pth), dcp (the same
+names in a checkpoint of torch.distributed).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion import avae, configs, dcp, framework, omni, pth, reasoner, reasoner_configs, safetensors, wan
+from conversion import avae, dcp, export_configs, framework, omni, pth, reasoner, safetensors, wan
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.source import Source
@@ -26,7 +26,7 @@ Progress = Callable[[int], None]
 
 
 def write(source: Source, layout: str, out: Path, progress: Progress = lambda nbytes: None) -> list[str]:
-    """Fill the folder `out`; returns what of the source is not in it, a line each. ConversionError: cannot be written."""
+    """Fill the folder `out`; returns what of the source is not in it, a line each. ConversionError if it cannot be."""
     return LAYOUTS[layout](source, out, progress)
 
 
@@ -37,9 +37,9 @@ def _diffusers(source: Source, out: Path, progress: Progress) -> list[str]:
         )
     for name, (cfg, weights) in source.components.items():
         if name == "transformer":
-            entries, config = omni.entries(cfg), configs.to_diffusers(cfg)
+            entries, config = omni.entries(cfg), export_configs.diffusers_transformer(cfg)
         elif name == "vision_encoder":
-            entries, config = reasoner.vision_entries(cfg), reasoner_configs.to_vision_encoder(cfg)
+            entries, config = reasoner.vision_entries(cfg), export_configs.vision_encoder(cfg)
         elif name == "vae":
             entries, config = wan.entries(cfg), cfg.to_diffusers()
         else:  # only diffusers has a sound tokeniser, so its own config is among the files
@@ -57,11 +57,9 @@ def _transformers(source: Source, out: Path, progress: Progress) -> list[str]:
         raise ConversionError(f"{source.path} lacks the und tower or the vision encoder, so it holds no reasoner.")
     cfg = next(iter(found.values()))[0]
     weights = Merged(*(w for _, w in found.values()))
-    same = source.layout == "transformers"  # then its own config.json is among the files
-    config = json.loads(source.files["config.json"].read_text()) if same else reasoner_configs.to_transformers(cfg)
-    names = reasoner.entries if config["model_type"] == "qwen3_vl" else reasoner.entries_saved
-    _safetensors(out, "model", names(cfg, reasoner_configs.tied(config)), weights, progress)
-    _json(out / "config.json", config)
+    _safetensors(out, "model", reasoner.NAMINGS[source.naming or "saved"](cfg), weights, progress)
+    if "config.json" not in source.files:
+        _json(out / "config.json", export_configs.reasoner(cfg))
     left = _copy(source, out, lambda name: name if source.layout == "transformers" else _beside_a_reasoner(name))
     return [f"{name}: a reasoner has none" for name in source.components if name not in found] + left
 
@@ -101,7 +99,8 @@ def _vae_and_rest(source: Source, out: Path, progress: Progress) -> list[str]:
 def _beside_a_reasoner(name: str) -> str | None:
     """Where a file of a diffusers folder lies in a reasoner's: tokenizer and processor files, at the top."""
     folder, _, file = name.rpartition("/")
-    top = folder == "" and ("processor" in file or "chat_template" in file or file == "generation_config.json")
+    mine = ("processor", "chat_template", "tokenizer", "config.json")  # a diffusers repository has a reasoner's config
+    top = folder == "" and any(word in file for word in mine)
     return file if top or folder == "text_tokenizer" else None
 
 

@@ -5,8 +5,9 @@ byte-identical. An entry says, for one tensor of the source (or one of `parts` e
 
     piece.reshape(view).transpose(axes) == params[path]          or layer `layer` of it, where layers are stacked
 
-Every piece has one entry, and may have one more that is `tied`: then two parameters are one tensor there.
 A view loses the shape of the source, so an entry with a view states that shape.
+
+Every piece has one entry, and may have one more that is `tied`: then two parameters are one tensor there.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ of the `vision_encoder/` folder. Spec model.md §1.5, §3.1, §3.3; training.md 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Container
+from collections.abc import Callable, Iterable, Mapping
 
+from conversion import configs
 from conversion.names import Entry
 from conversion.omni import MLP, dense, tower_layer
 from cosmos_jax.config import ModelConfig
-from cosmos_jax.model import cosmos
 
 TEXT, VISUAL = "model.language_model", "model.visual"
 
@@ -22,7 +23,7 @@ TEXT, VISUAL = "model.language_model", "model.visual"
 def entries(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
     """Every tensor of the reasoner of this config, exactly once, under the names of transformers' modules.
 
-    tied: the checkpoint has no lm_head; its embed_tokens is both (Qwen3-VL 2B and 4B; `reasoner_configs.tied`).
+    tied: the checkpoint has no lm_head; its embed_tokens is both (Qwen3-VL 2B and 4B; `configs.tied_embeddings`).
     ValueError without a vision encoder.
     """
     embed = f"{TEXT}.embed_tokens.weight"
@@ -41,12 +42,7 @@ def entries(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
     return out + [dataclasses.replace(e, source=bare + e.source) for e in vision_entries(cfg)]
 
 
-def entries_in(cfg: ModelConfig, names: Container[str], tied: bool = False) -> list[Entry]:
-    """`entries` or `entries_saved`, whichever a file with these names follows."""
-    return (entries_saved if "embed_tokens.weight" in names else entries)(cfg, tied)
-
-
-def entries_saved(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
+def entries_saved(cfg: ModelConfig) -> list[Entry]:
     """The same tensors as `save_pretrained` of transformers 5.23 names them for `cosmos3_omni` and `cosmos3_edge`.
 
     Text as in diffusers, Qwen3-VL's vision encoder without a prefix. For Edge the text's patterns match inside of the
@@ -64,7 +60,19 @@ def entries_saved(cfg: ModelConfig, tied: bool = False) -> list[Entry]:
             name = re.sub(pattern, new, name)
         return name
 
-    return [dataclasses.replace(e, source=renamed(e.source)) for e in entries(cfg, tied)]
+    return [dataclasses.replace(e, source=renamed(e.source)) for e in entries(cfg)]
+
+
+NAMINGS: dict[str, Callable[[ModelConfig], list[Entry]]] = {
+    "modules": entries, "tied": functools.partial(entries, tied=True), "saved": entries_saved,
+}  # fmt: skip
+
+
+def naming(config: Mapping, tensors: Iterable[str]) -> str:
+    """Which of NAMINGS the files of a reasoner follow, by their config.json and names."""
+    if configs.tied_embeddings(config):
+        return "tied"
+    return "modules" if any(name.startswith(f"{TEXT}.") for name in tensors) else "saved"
 
 
 def vision_entries(cfg: ModelConfig) -> list[Entry]:
@@ -74,10 +82,10 @@ def vision_entries(cfg: ModelConfig) -> list[Entry]:
 
 def part(tree: dict) -> dict:
     """What of a whole tree of parameters this layout holds: nothing of the generator, nor Edge's key norm for it."""
-    own = cosmos.part(tree, "reasoner")
-    und = own["layers"]["und"]
+    und = tree["layers"]["und"]
     attention = {k: v for k, v in und["attn"].items() if k != "k_norm_for_gen"}
-    return own | {"layers": {"und": und | {"attn": attention}}}
+    rest = {k: v for k, v in tree.items() if k not in ("io", "norm_gen", "layers")}
+    return rest | {"layers": {"und": und | {"attn": attention}}}
 
 
 def vision_part(tree: dict) -> dict:
@@ -93,11 +101,9 @@ def _eye(cfg: ModelConfig):
 
 def _qwen3vl(cfg: ModelConfig) -> list[Entry]:
     v = _eye(cfg)
-    kernel, features = (3, v.temporal, v.patch, v.patch), cfg.sequence.vit_patch_dim
+    kernel, flat = (3, v.temporal, v.patch, v.patch), (v.hidden, cfg.sequence.vit_patch_dim)
     out = [  # a convolution whose kernel is as large as its stride
-        Entry(
-            "patch_embed.proj.weight", ("vit", "patch_in", "kernel"), (v.hidden, features), (v.hidden, *kernel), (1, 0)
-        ),
+        Entry("patch_embed.proj.weight", ("vit", "patch_in", "kernel"), flat, (v.hidden, *kernel), (1, 0)),
         Entry("patch_embed.proj.bias", ("vit", "patch_in", "bias")),
         Entry("pos_embed.weight", ("vit", "positions")),
         *_merger("merger", ("vit", "merger")),

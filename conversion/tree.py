@@ -5,12 +5,12 @@ In: entries. Out: the other side. Large models are streamed instead (conversion/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from conversion.check import ConversionError
+from conversion.check import same
 from conversion.names import Entry, to_ours, to_theirs
 
 
@@ -28,35 +28,17 @@ def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> di
 
 
 def to_torch(entries: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]:
-    """Name → array in the source's shapes and the parameters' dtypes. ConversionError as in `assemble`."""
-    flat = flatten_dict(dict(params))
-
-    def read(e: Entry) -> np.ndarray:
-        return np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
-
-    return {name: assemble(found, read) for name, found in by_source(entries).items()}
-
-
-def by_source(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Name → the entries of that tensor: one per piece in order, then the tied ones."""
-    found: dict[str, list[Entry]] = {}
-    for e in entries:
-        found.setdefault(e.source, []).append(e)
-    return {name: sorted(es, key=lambda e: (e.tied, e.part)) for name, es in found.items()}
-
-
-def assemble(entries: Sequence[Entry], read: Callable[[Entry], np.ndarray]) -> np.ndarray:
-    """One whole tensor of the source from its entries (`by_source`); `read` gives the parameter or layer of an entry.
+    """Name → array in the source's shapes and the parameters' dtypes.
 
     ConversionError if two parameters that are one tensor there (`Entry.tied`) have come to differ.
     """
-    pieces: dict[int, np.ndarray] = {}
+    flat = flatten_dict(dict(params))
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for e in entries:
-        x = to_theirs(e, read(e))
-        if e.tied and not np.array_equal(x, pieces[e.part]):
-            raise ConversionError(
-                f"{e.source!r} is one tensor in this layout, but here {'/'.join(e.path)!r} has come to differ from its "
-                "twin; export to a layout that holds both."
-            )
-        pieces.setdefault(e.part, x)
-    return pieces[0] if len(pieces) == 1 else np.concatenate(list(pieces.values()))
+        x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
+        x = to_theirs(e, x)
+        same(e, parts.setdefault(e.source, {}).setdefault(e.part, x), x)
+    return {
+        name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
+        for name, found in parts.items()
+    }

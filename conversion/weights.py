@@ -1,8 +1,8 @@
 """Parameters that are not in memory: read a layer at a time, whoever holds them.
 
-In: a name map over lazily read PyTorch tensors, or the arrays of an Orbax checkpoint. Out: `Weights`, which every writer
-takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens only where
-the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
+In: a name map over lazily read PyTorch tensors, or the arrays of an Orbax checkpoint. Out: `Weights`, which every
+writer takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens only
+where the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from conversion.check import ConversionError
-from conversion.names import Entry, their_shape, to_ours
-from conversion.tree import assemble, by_source
+from conversion.check import ConversionError, same
+from conversion.names import Entry, their_shape, to_ours, to_theirs
 from cosmos_jax.checkpoint import CHUNK, Planned
 
 Path = tuple[str, ...]
@@ -100,15 +99,28 @@ class Merged(Weights):
 
 
 def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterator[tuple[str, np.ndarray]]]:
-    """The PyTorch side: (name → dtype and shape, the tensors one at a time in that order), as file writers want them."""
-    found, layout = by_source(entries), {}
+    """The PyTorch side, as file writers want it: name → dtype and shape; the tensors one at a time in that order.
+
+    ConversionError, when its turn comes, for two parameters that are one tensor there (`Entry.tied`) and now differ.
+    """
+    found: dict[str, list[Entry]] = {}
+    ties: dict[str, Entry] = {}
+    for e in entries:
+        if e.tied:
+            ties[e.source] = e
+        else:
+            found.setdefault(e.source, []).append(e)
+    layout = {}
     for name, (e, *_) in found.items():
         shape = weights.arrays[e.path].shape
         layout[name] = (weights.dtype(e.path, e.layer), their_shape(e, shape if e.layer is None else shape[1:]))
 
     def stream():
         for name, parts in found.items():
-            x = assemble(parts, lambda e: weights.read(e.path, e.layer))
+            pieces = [to_theirs(e, weights.read(e.path, e.layer)) for e in sorted(parts, key=lambda e: e.part)]
+            x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            if name in ties:
+                same(ties[name], x, to_theirs(ties[name], weights.read(ties[name].path)))
             yield name, x.astype(layout[name][0], copy=False)
 
     return layout, stream()

@@ -8,9 +8,8 @@ from parity import reasoner_oracle as oracle
 from published import tensors
 
 from configs import edge, nano
-from conversion import export, folder, reasoner, safetensors, tree
+from conversion import convert, folder, reasoner, safetensors, tree
 from conversion.check import ConversionError, check
-from conversion.source import from_folder
 from cosmos_jax.config import from_dict
 from cosmos_jax.model import cosmos
 
@@ -28,8 +27,8 @@ def same(a, b):
 
 @pytest.mark.parametrize(
     ("kind", "other"),
-    [("qwen3_vl", {}), ("cosmos3_omni", {}), ("cosmos3_edge", {}), ("qwen3_vl", TIED), ("cosmos3_omni", TIED)],
-    ids=["qwen3_vl", "cosmos3_omni", "cosmos3_edge", "qwen3_vl_tied", "cosmos3_omni_tied"],
+    [("qwen3_vl", {}), ("cosmos3_omni", {}), ("cosmos3_edge", {}), ("qwen3_vl", TIED)],
+    ids=["qwen3_vl", "cosmos3_omni", "cosmos3_edge", "qwen3_vl_tied"],
 )
 def test_a_saved_reasoner_comes_in_and_goes_out(kind, other, tmp_path):
     """From `save_pretrained`, in several files; to a folder with the same bytes, which `from_pretrained` reads."""
@@ -41,9 +40,9 @@ def test_a_saved_reasoner_comes_in_and_goes_out(kind, other, tmp_path):
     same(params, tree.from_torch(reasoner.entries(oracle.ours(kind)), state))
     assert np.array_equal(params["lm_head"], params["embed_tokens"].T) == bool(other)
 
-    left = export.write(from_folder(found), "transformers", tmp_path / "ours")
+    convert.prepare(tmp_path / "theirs", tmp_path / "ours", "transformers")[2](lambda n: None)
     before, after = (safetensors.open_folder(tmp_path / p) for p in ("theirs", "ours"))
-    assert left == [] and after.shapes == before.shapes
+    assert after.shapes == before.shapes
     for name in before:
         assert after[name].tobytes() == before[name].tobytes(), name
     again = CLASSES[kind].from_pretrained(tmp_path / "ours").state_dict()
