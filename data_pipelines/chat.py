@@ -1,7 +1,7 @@
 """A conversation as one string: Qwen's chat format, or the Jinja template that a checkpoint brings.
 
-In: messages as Hugging Face templates read them. Out: text with control tokens, in which whatever users wrote is marked,
-so that tokenizer.py takes only the template's own control tokens for such (`escape`, `unescape`).
+In: messages as Hugging Face templates read them. Out: text with control tokens. A control token that a user wrote is
+broken by a mark before (`escape`), so that tokenizer.py takes only the template's own for such.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def qwen(messages: Sequence[Mapping], add_generation_prompt: bool = True) -> str
 def jinja(template: str, variables: Mapping[str, str], where: str) -> Render:
     """The renderer of a checkpoint's chat_template; `variables` are the names it may use (eos_token …).
 
-    The template is foreign code, so it runs in Jinja's sandbox. ValueError, naming `where`, if it is malformed or refuses.
+    The template is foreign code, so it runs in Jinja's sandbox. ValueError, naming `where`, if it is broken or refuses.
     """
 
     def refuse(message: str):

@@ -1,8 +1,8 @@
 """Bicubic resizing of 8-bit pictures: the integer arithmetic of torch's antialiased `interpolate`, in numpy.
 
-In: uint8 [..., H, W, C]. Out: uint8 of the wanted size. The reference processors of Qwen3-VL and Cosmos 3 Edge resize with
-that operator (through torchvision), so a picture must go through the same roundings; Pillow's bicubic keeps finer weights
-and differs by one grey level on a few pixels in a thousand (docs/reasoner.md).
+In: uint8 [..., H, W, C]. Out: uint8 of the wanted size. The reference processors of Qwen3-VL and Cosmos 3 Edge resize
+with that operator (through torchvision), so a picture must go through the same roundings; Pillow's bicubic keeps finer
+weights and differs by a grey level here and there (docs/reasoner.md).
 """
 
 from __future__ import annotations

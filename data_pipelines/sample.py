@@ -1,7 +1,7 @@
 """One training example or one request, before it becomes tokens.
 
-In: text, pictures, latents, actions. Out: a `Sample` that `validate` has found coherent; a request differs from a training
-sample only in that its noisy streams hold zeros.
+In: text, pictures, latents, actions. Out: a `Sample` that `validate` has found coherent; a request differs from a
+training sample only in that its noisy streams hold zeros.
 """
 
 from __future__ import annotations

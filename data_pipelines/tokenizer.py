@@ -1,7 +1,7 @@
 """Text and pictures → token ids: a chat format over any `tokenizer.json`.
 
-In: turns of a conversation. Out: ids, and which of them are supervised and which stand for pictures. The toy's vocabulary
-is a byte-level BPE trained on toy captions; a real one drops in unchanged, with the chat template of its folder.
+In: turns of a conversation. Out: ids, and which of them are supervised and which stand for pictures. The toy's
+vocabulary is a byte-level BPE trained on toy captions; a real one drops in unchanged, with its folder's chat template.
 `python -m data_pipelines.tokenizer` trains it again and writes data_pipelines/toy_world/tokenizer.json.
 """
 
@@ -67,7 +67,7 @@ class ChatTokenizer:
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> ChatTokenizer:
-        """A checkpoint's tokenizer with its own chat template (Qwen's format if it brings none). ValueError as named."""
+        """A checkpoint's tokenizer with its own chat template (Qwen's format if it brings none). ValueError as said."""
         folder = pathlib.Path(folder)
         config = _json(folder / "tokenizer_config.json")
         named = {**(extra if isinstance(extra := config.get("extra_special_tokens"), dict) else {}), **config}
@@ -110,8 +110,8 @@ class ChatTokenizer:
         """Render, put every picture's tokens in its place, encode. ValueError if the template loses a picture.
 
         An image is <|vision_start|> pads <|vision_end|>; a clip one such span per temporal patch, each after its time:
-        `<1.5 seconds>` (spec §3.2). video_wrapper keeps the template's own pair around all spans of a clip, as transformers
-        5.10 and later do for Qwen3-VL; the models were trained without (docs/reasoner.md).
+        `<1.5 seconds>` (spec §3.2). video_wrapper keeps the template's own pair around all spans of a clip, as
+        transformers 5.23 does for Qwen3-VL; the models were trained without (docs/reasoner.md).
         """
         mark = chat.mark_for([p for t in turns for p in t.parts if isinstance(p, str)])
         text = self._render([self._message(t, mark) for t in turns], add_generation_prompt=add_generation_prompt)
@@ -134,11 +134,13 @@ class ChatTokenizer:
                 content[-1]["text"] += part
             else:
                 content.append({"type": "text", "text": part})
-        for part in content:
-            if part["type"] == "text":
-                part["text"] = chat.escape(part["text"], self._control, mark)
-        plain = all(part["type"] == "text" for part in content)
-        return {"role": turn.role, "content": "".join(p["text"] for p in content) if plain else content}
+        texts = [c for c in content if c["type"] == "text"]
+        for c in texts:
+            c["text"] = chat.escape(c["text"], self._control, mark)
+        return {
+            "role": turn.role,
+            "content": content if len(texts) < len(content) else "".join(c["text"] for c in texts),
+        }
 
     def _expand(self, text: str, pictures: Sequence[Pixels], wrapper: bool) -> tuple[str, tuple[Pixels, ...]]:
         """Put the pictures, images and clips each in their order, where the template left room for them."""

@@ -1,7 +1,7 @@
 """Pixels for the reasoner's vision encoder (spec model.md §3.1, §3.3).
 
-In: frames that fit the patch grid (vision.py makes any picture fit). Out: flattened patches in 2×2 merge-block order, with
-everything the ViT needs to place them.
+In: frames that fit the patch grid (vision.py makes any picture fit). Out: flattened patches in 2×2 merge-block order,
+with everything the ViT needs to place them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def preprocess(frames: np.ndarray, times: tuple[float, ...], spec: SequenceSpec)
 def patchify(frames: np.ndarray, ps: int, ts: int, kind: str) -> Pixels:
     """[F,H,W,3] → patches of ts frames × ps × ps pixels; the last frame is repeated to fill the last of them.
 
-    kind: the order of the numbers inside, (channel, frame, row, col) for qwen3vl, (row, col, channel, frame) for siglip2.
+    kind: the order of the numbers inside; (channel, frame, row, col) for qwen3vl, (row, col, channel, frame) for
+    siglip2.
     """
     if len(frames) % ts:
         frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % ts, 0)])

@@ -40,6 +40,10 @@ class PictureSettings:
         """Pixels per side of one und token."""
         return self.patch * MERGE
 
+    def limits(self, frames: int) -> tuple[int, int]:
+        """Least and most pixels after resizing."""
+        return self.min_pixels, self.max_pixels
+
 
 @dataclass(frozen=True)
 class ClipSettings(PictureSettings):
@@ -51,6 +55,12 @@ class ClipSettings(PictureSettings):
     max_frames: int = 768
     cap_pixels_per_frame: bool = False  # limit each frame too, as qwen-vl-utils does
     max_video_tokens: int = 768  # that limit, in und tokens per frame
+
+    def limits(self, frames: int) -> tuple[int, int]:
+        if not self.cap_pixels_per_frame:
+            return super().limits(frames)
+        each = min(self.max_video_tokens * self.side**2, self.max_pixels // frames)
+        return self.min_pixels, max(each, int(self.min_pixels * 1.05)) * frames
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,14 @@ class Clip(NamedTuple):
 
 
 def see_image(image: PIL.Image.Image | np.ndarray, settings: PictureSettings) -> Pixels:
-    """A PIL image of any mode, or uint8 [H,W,3] → patches [rows·cols, F], grid (1, rows, cols). ValueError otherwise."""
+    """A PIL image of any mode, or uint8 [H,W,3] → patches [rows·cols, F], grid (1, rows, cols). ValueError else."""
     x = to_rgb(image)
-    h, w = fitted(*x.shape[:2], settings)
+    h, w = fitted(x.shape[0], x.shape[1], settings)
     return _cut(np.repeat(bicubic(x, h, w)[None], settings.temporal, 0), settings)
 
 
 def see_clip(clip: Clip, settings: ClipSettings) -> Pixels:
-    """The frames to look at, their patches [t·rows·cols, F], and the time of each temporal patch. ValueError as named."""
+    """The frames to look at, as patches [t·rows·cols, F], and the time of each temporal patch. ValueError as said."""
     x = clip.frames
     if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != np.uint8:
         raise ValueError(f"a video must be uint8 [frames, height, width, 3], got {x.dtype} {list(x.shape)}.")
@@ -96,7 +106,7 @@ def see_clip(clip: Clip, settings: ClipSettings) -> Pixels:
         raise ValueError(f"a video of {len(x)} chosen frames has {len(clip.indices)} indices; give one per frame.")
     else:
         chosen = np.asarray(clip.indices)
-    h, w = fitted(*x.shape[1:3], settings, len(x))
+    h, w = fitted(x.shape[1], x.shape[2], settings, len(x))
     return _cut(bicubic(x, h, w), settings)._replace(times=timestamps(chosen, clip.fps, settings.temporal))
 
 
@@ -123,12 +133,10 @@ def fitted(height: int, width: int, settings: PictureSettings, frames: int = 0) 
     """
     if min(height, width) < 1:
         raise ValueError(f"a picture of {height}×{width} pixels holds nothing to look at.")
-    side, low, high = settings.side, settings.min_pixels, settings.max_pixels
+    side = settings.side
+    low, high = settings.limits(frames)
     if frames and frames < settings.temporal:
         raise ValueError(f"a video of {frames} frame is too short ({settings.temporal} make a patch); pass an image.")
-    if frames and settings.cap_pixels_per_frame:
-        each = min(settings.max_video_tokens * side**2, high // frames)
-        high = max(each, int(low * 1.05)) * frames
     if settings.widen_first and min(height, width) < side:
         grow = max(side / height, side / width)
         height, width = int(height * grow), int(width * grow)
@@ -155,7 +163,7 @@ def sample_frames(total: int, fps: float, settings: ClipSettings) -> np.ndarray:
 
 
 def timestamps(indices: np.ndarray, fps: float, temporal: int) -> tuple[float, ...]:
-    """Seconds of each temporal patch: midway between its first and its last frame; the last frame fills the last patch."""
+    """Seconds of each temporal patch: midway from its first to its last frame. The last frame fills the last patch."""
     at = [i / fps for i in (*indices, *[indices[-1]] * (-len(indices) % temporal))]
     return tuple(float((at[i] + at[i + temporal - 1]) / 2) for i in range(0, len(at), temporal))
 
