@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines import positions
+from data_pipelines.patch_grid import MERGE
 from data_pipelines.sample import Sample, Turn, validate
 from data_pipelines.schema import MODALITIES, Bucket, SequenceSpec, empty_batch
 from data_pipelines.tasks import ALL, INDEX, task
-from data_pipelines.video import MERGE, VitInput, preprocess, vit_input
+from data_pipelines.video import VitInput, preprocess, vit_input
 
 STREAMS = ("und", "gen", *MODALITIES, "vit")  # capacities a sample uses, besides one segment
 
@@ -239,9 +240,10 @@ def _fill_segment(batch, b: int, n: int, p: Planned, at: dict, starts: dict, fra
     batch["und_positions"][b, :, und] = p.und_positions
     if p.vit is not None:
         v = slice(at["vit"], at["vit"] + len(p.vit.patches))
-        batch["vit_patches"][b, v], batch["vit_rowcol"][b, v] = p.vit.patches, p.vit.rowcol
-        batch["vit_segment_ids"][b, v] = p.vit.frame_ids + frames
-        batch["vit_interp_index"][b, v], batch["vit_interp_weight"][b, v] = p.vit.interp_index, p.vit.interp_weight
+        at_grid = p.vit.places
+        batch["vit_patches"][b, v], batch["vit_rowcol"][b, v] = p.vit.patches, at_grid.rowcol
+        batch["vit_segment_ids"][b, v] = at_grid.frame_ids + frames
+        batch["vit_interp_index"][b, v], batch["vit_interp_weight"][b, v] = at_grid.interp_index, at_grid.interp_weight
         first = at["vit"] // MERGE**2
         batch["und_vit_index"][b, und][p.pads] = first + np.arange(int(p.pads.sum()))
         at["vit"] = v.stop

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.video import MERGE
+from data_pipelines.patch_grid import MERGE
 from data_pipelines.vision import EDGE, ClipSettings, Eyes, PictureSettings
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

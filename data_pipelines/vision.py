@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+from data_pipelines.patch_grid import MERGE
 from data_pipelines.resample import bicubic
-from data_pipelines.video import MERGE, Pixels, patchify
+from data_pipelines.video import Pixels, patchify
 
 HALF = (0.5, 0.5, 0.5)
 MOST_STRETCHED = 200  # the longest side over the shortest that the reference takes
@@ -29,7 +30,7 @@ class PictureSettings:
     max_pixels: int
     patch: int = 16  # pixels per side
     temporal: int = 2  # frames per patch; an image is repeated to fill it
-    kind: str = "qwen3vl"  # order of a patch's numbers (video.py): qwen3vl | siglip2
+    kind: str = "qwen3vl"  # which encoder, hence the order of a patch's numbers (video.FEATURES)
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
     rescale: float = 1 / 255

@@ -20,7 +20,7 @@ from parity import processor_cases as cases
 from transformers import Qwen2VLImageProcessorPil
 from transformers.video_utils import read_video_pyav
 
-from data_pipelines import chat, packing, positions, preprocessor, video, vision
+from data_pipelines import chat, packing, patch_grid, positions, preprocessor, video, vision
 from data_pipelines.reasoner import Frontend, open_clip, open_image
 from data_pipelines.resample import bicubic
 from data_pipelines.sample import Sample, Turn, validate
@@ -259,6 +259,18 @@ def test_a_batch_holds_each_picture_where_its_tokens_are(batch):
     assert (b["vit_rowcol"][0][frames == 0].max(0) + 1).tolist() == list(p.pictures[0].grid[1:])
 
 
+def test_an_edge_batch(folders):
+    """One frame per patch, no corners of the position table: the same path."""
+    front = Frontend.load(folders["edge"])
+    spec = dataclasses.replace(SPEC, vit_kind="siglip2", vit_grid=16, vit_temporal=1)
+    b = front.batch([cases.with_media(cases.conversations()["turns"])], spec)
+    p = converse(front, cases.conversations()["turns"])
+    np.testing.assert_array_equal(b["und_ids"][0, : len(p.ids)], p.ids)
+    patches = np.concatenate([x.patches for x in p.pictures])
+    np.testing.assert_array_equal(b["vit_patches"][0, : len(patches)], patches)
+    assert b["vit_segment_ids"].max() + 1 == sum(x.spans for x in p.pictures)
+
+
 def test_every_answer_is_a_target(batch):
     """Both of the assistant's turns, each with its <|im_end|>, each token predicted by the one before it."""
     front, b = batch
@@ -298,7 +310,7 @@ def other_resize(mode, antialias):
 def raster(frames, ps, ts, kind):
     p = video.patchify(frames, ps, ts, kind)
     t, rows, cols = p.grid
-    order = np.argsort(video.merge_order(np.arange(rows * cols).reshape(rows, cols)))
+    order = np.argsort(patch_grid.merge_order(np.arange(rows * cols).reshape(rows, cols)))
     return p._replace(patches=p.patches.reshape(t, rows * cols, -1)[:, order].reshape(p.patches.shape))
 
 
