@@ -1,7 +1,8 @@
 """The preprocessing files of a checkpoint → `Eyes`. Every field is understood, known to be harmless, or refused.
 
 In: a folder with preprocessor_config.json and video_preprocessor_config.json, or with one processor_config.json that
-holds both. Out: what vision.py needs. Absent fields take the defaults of the class the file names, as in transformers.
+holds both. Out: what vision.py needs. Fields that are absent or null take the defaults of the class that the file
+names, as in transformers.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ HARMLESS = {  # change no number here: where a tensor lives, what a reply holds,
     "image_seq_length", "max_image_size", "pad_size", "processor_class", "return_metadata", "return_tensors",
     "video_processor_type",
 }  # fmt: skip
-FIXED = {  # the only values that vision.py knows; None is "the default"
-    "do_resize": (True,), "do_rescale": (True,), "do_normalize": (True,), "do_convert_rgb": (True, None),
-    "do_center_crop": (None, False), "do_pad": (None, False), "do_sample_frames": (True, None), "resample": (3,),
-    "input_data_format": (None,), "max_duration": (None,), "merge_size": (MERGE,), "num_frames": (None,),
-    "video_metadata": (None,),
+FIXED = {  # fields with one value that vision.py knows; None = the field must be absent
+    "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_center_crop": False,
+    "do_pad": False, "do_sample_frames": True, "input_data_format": None, "max_duration": None, "merge_size": MERGE,
+    "num_frames": None, "resample": 3, "video_metadata": None,
 }  # fmt: skip
 
 
@@ -52,10 +52,10 @@ def _settings(table: Mapping[str, Any], classes: Mapping[str, Any], key: str, wh
     name = str(table.get(key, "")).removesuffix("Fast")
     if name not in classes:
         raise ValueError(f"{where}: {key} = {table.get(key)!r} is not supported; only {' or '.join(classes)} is.")
-    base, left = classes[name], dict(table)
+    base, left = classes[name], {k: v for k, v in table.items() if v is not None}
     for field, known in FIXED.items():
-        if (x := left.pop(field, known[0])) not in known:
-            raise ValueError(f"{where}: {field} = {x!r} is not supported; only {known[0]!r} is.")
+        if (x := left.pop(field, known)) != known:
+            raise ValueError(f"{where}: {field} = {x!r} is not supported; only {known!r} is.")
     size = left.pop("size", None) or {"shortest_edge": base.min_pixels, "longest_edge": base.max_pixels}
     if set(size) != {"shortest_edge", "longest_edge"} or not all(size.values()):
         raise ValueError(f"{where}: size = {size!r} must give shortest_edge and longest_edge, areas in pixels.")
@@ -74,7 +74,7 @@ def _settings(table: Mapping[str, Any], classes: Mapping[str, Any], key: str, wh
         for field in ("fps", "min_frames", "max_frames"):
             values[field] = left.pop(field, getattr(base, field))
         if name == "Qwen3VLVideoProcessor":
-            values["cap_pixels_per_frame"] = bool(left.pop("cap_pixels_per_frame", None))
+            values["cap_pixels_per_frame"] = left.pop("cap_pixels_per_frame", False)
             values["max_video_tokens"] = left.pop("max_video_tokens", base.max_video_tokens)
     if base.kind == "siglip2" and values["temporal"] != 1:
         raise ValueError(f"{where}: temporal_patch_size = {values['temporal']} is not supported; Edge has only 1.")

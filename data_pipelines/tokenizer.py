@@ -59,7 +59,13 @@ class ChatTokenizer:
         missing = [t for t in (*(SPECIAL if render is chat.qwen else ()), *names.values()) if self._id(t) is None]
         if missing:
             raise ValueError(f"tokenizer {path} lacks {missing[0]}; it is not a Qwen-style chat tokenizer.")
-        special = [t.content for t in self._tok.get_added_tokens_decoder().values() if t.special]
+        added = [t for t in self._tok.get_added_tokens_decoder().values() if t.special]
+        greedy = [t.content for t in added if t.lstrip or t.rstrip or t.single_word]
+        if greedy:
+            raise ValueError(
+                f"tokenizer {path}: {greedy[0]} depends on the text around it; only plain ones are supported."
+            )
+        special = [t.content for t in added]
         self._control = re.compile(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})")
         self.eos, self.im_start = self._id(names["eos_token"]), self._id("<|im_start|>")
         self.vision_start, self.vision_end = self._id(names["vision_start_token"]), self._id(names["vision_end_token"])

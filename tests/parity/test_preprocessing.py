@@ -374,12 +374,22 @@ def test_settings_may_share_a_file_and_be_absent(tmp_path):
     want = preprocessor.load(folder)
     image, clip = folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
     parts = {"image_processor": json.loads(image.read_text()), "video_processor": json.loads(clip.read_text())}
+    nulls = dict.fromkeys(["fps", "do_pad", "num_frames", "rescale_factor", "size"])
+    parts["video_processor"] = nulls | parts["video_processor"]
     image.unlink(), clip.unlink()
     (folder / "processor_config.json").write_text(json.dumps(parts))
     assert preprocessor.load(folder) == want
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": parts["image_processor"]}))
     with pytest.raises(ValueError, match="lacks video_preprocessor_config.json"):
         preprocessor.load(folder)
+
+
+def test_control_tokens_that_swallow_spaces_are_refused(folders, tmp_path):
+    table = json.loads((folders["qwen"] / "tokenizer.json").read_text())
+    table["added_tokens"][0]["rstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(ValueError, match="endoftext.* depends on the text around it"):
+        ChatTokenizer(tmp_path / "tokenizer.json")
 
 
 def test_a_template_is_found_wherever_it_was_kept(tmp_path):
