@@ -215,7 +215,7 @@ def _siglip2_eye(vision: _Fields, projector: int) -> VisionConfig:
     return eye
 
 
-def _text_rope(text: _Fields) -> tuple[float, tuple[int, ...]]:
+def _text_rope(text: _Fields) -> tuple[float, tuple[int, int, int]]:
     """(theta, sections) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
     tables = [t for t in (text.take("rope_parameters", None), text.take("rope_scaling", None)) if t]
     if len(tables) > 1 and tables[0] != tables[1]:
@@ -226,9 +226,9 @@ def _text_rope(text: _Fields) -> tuple[float, tuple[int, ...]]:
     theta = rope.take("rope_theta", text.take("rope_theta", None))
     if theta is None:
         raise ConversionError(f"{text.where} lacks 'rope_theta'; is it the configuration of another model?")
-    sections = tuple(rope.take("mrope_section", (24, 20, 20)))
+    t, h, w = rope.take("mrope_section", (24, 20, 20))
     rope.done()
-    return float(theta), sections
+    return float(theta), (t, h, w)
 
 
 def _or(values: tuple) -> str:

@@ -1,8 +1,8 @@
 """Names of the reasoner: the und tower and the vision encoder, of Qwen3-VL and Cosmos 3 (Nano, Super, Edge).
 
-In: `ModelConfig` with `vision`. Out: entries. `entries` has the names of transformers' modules, which are also those of
-Qwen3-VL's files; `entries_saved` those of the files that transformers writes for Cosmos 3; `vision_entries` those of the
-`vision_encoder/` folder. Spec model.md §1.5, §3.1, §3.3; training.md §3.4.
+In: `ModelConfig` with `vision`. Out: entries. `entries` has the names of transformers' modules, which are those of
+Qwen3-VL's files too; `entries_saved` those of the files that transformers writes for Cosmos 3; `vision_entries` those
+of the `vision_encoder/` folder. Spec model.md §1.5, §3.1, §3.3; training.md §3.4.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def naming(config: Mapping, tensors: Iterable[str]) -> str:
 
 
 def vision_entries(cfg: ModelConfig) -> list[Entry]:
-    """Every tensor of a `vision_encoder/` folder: bare names (Nano, Super), `model.visual…`, `model.projector…` (Edge)."""
+    """Every tensor of a `vision_encoder/` folder: bare (Nano, Super), `model.visual.`, `model.projector.` (Edge)."""
     return _siglip2(cfg) if _eye(cfg).kind == "siglip2" else _qwen3vl(cfg)
 
 
@@ -131,11 +131,8 @@ def _siglip2(cfg: ModelConfig) -> list[Entry]:
         *_norm(f"{VISUAL}.post_layernorm", ("vit", "norm")),
         *_merger("model.projector", ("vit", "merger")),
     ]
-    linear = {f"self_attn.{n}_proj": n for n in "qkv"} | {
-        "self_attn.out_proj": "proj",
-        "mlp.fc1": "fc1",
-        "mlp.fc2": "fc2",
-    }
+    linear = {f"self_attn.{n}_proj": n for n in "qkv"}
+    linear |= {"self_attn.out_proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
     at = ("vit", "layers")
     for layer in range(_eye(cfg).layers):
         block = f"{VISUAL}.encoder.layers.{layer}"

@@ -43,8 +43,8 @@ class VisionConfig:
         _one_of("model.vision.kind", self.kind, VIT_KINDS)
         if self.kind == "siglip2" and (self.deepstack or self.temporal != 1):
             raise ConfigError(
-                f"model.vision.kind='siglip2' has no deep-stack and one frame per patch; set deepstack=() and temporal=1 "
-                f"(they are {self.deepstack} and {self.temporal})."
+                "model.vision.kind='siglip2' has no deep-stack and one frame per patch; set deepstack=() and "
+                f"temporal=1 (they are {self.deepstack} and {self.temporal})."
             )
 
     @property

@@ -42,7 +42,7 @@ class SequenceSpec:
 
     @property
     def vit_corners(self) -> int:
-        """Rows of the position table that a patch names: Qwen3-VL mixes four; SigLIP2 weighs them all, and names none."""
+        """Rows of the position table that a patch names: four in Qwen3-VL; none in SigLIP2, which weighs them all."""
         return 4 if self.vit_kind == "qwen3vl" else 0
 
 

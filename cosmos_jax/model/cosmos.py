@@ -139,10 +139,9 @@ def apply(
 
 def see(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
     """The vision encoder alone: features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
-    model = _model(params, cfg)
-    if model.vit is None:
+    if cfg.vision is None:
         raise ValueError(f"model {cfg.name!r} has no vision encoder; set model.vision.")
-    return model.vit(batch, precision)
+    return _model(params, cfg).vit(batch, precision)
 
 
 def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:

@@ -36,7 +36,7 @@ def test_positions_equal_transformers(kind, case):
 
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_eps_probe(kind):
-    """With tiny activations the eps of both towers' norms decides the result; test_reasoner_mutations.py has by how much."""
+    """With tiny activations the eps of both towers' norms decides the result (by how much: test_reasoner_mutations)."""
     model, cfg, params = oracle.pair(kind, probe=True)
     p = oracle.prompt("images", cfg)
     found = oracle.errors(oracle.got(params, cfg, oracle.batch(p, cfg), p), oracle.want(model, p))
