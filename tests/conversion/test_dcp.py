@@ -36,17 +36,20 @@ SHARDED = {
     "deep": ((2, 3, 4, 5), "[Shard(2)]", "bool"), "nothing": ((0, 2), "[Shard(0)]", "float32"),
 }  # fmt: skip
 SAVE = """
-import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import datetime, os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 rank, store, out, sharded = int(sys.argv[1]), sys.argv[2], sys.argv[3], eval(sys.argv[4])
-dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2,
+                        timeout=datetime.timedelta(seconds=90))
 mesh = dist.init_device_mesh("cpu", (2,))
 state = {"net": {}, "iteration": 5}
 for name, (shape, placement, dtype) in sharded.items():
     x = torch.randn(shape, generator=torch.Generator().manual_seed(len(name))).to(getattr(torch, dtype))
     state["net"][name] = distribute_tensor(x, mesh, eval(placement))
 dcp.save(state, checkpoint_id=out)
-dist.destroy_process_group()
+print("saved", flush=True)
+sys.stdin.read()  # until both have saved
+os._exit(0)  # gloo's threads sometimes abort an orderly end
 """
 
 
@@ -82,8 +85,11 @@ def sharded(tmp_path_factory):
     root = tmp_path_factory.mktemp("sharded")
     args = [str(root / "store"), str(root / "model"), repr(SHARDED)]
     env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([sys.executable, "-c", SAVE, str(rank), *args], env=env) for rank in range(2)]
-    assert [p.wait(120) for p in ranks] == [0, 0]
+    pipes = dict(env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    ranks = [subprocess.Popen([sys.executable, "-c", SAVE, str(rank), *args], **pipes) for rank in range(2)]
+    assert [p.stdout.readline() for p in ranks] == ["saved\n"] * 2
+    for p in ranks:
+        p.communicate(timeout=60)
     whole = {}
     for name, (shape, _, dtype) in SHARDED.items():
         x = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
@@ -131,10 +137,14 @@ def test_our_metadata_is_pytorchs(tmp_path):
     assert set(ours.storage_data) == set(theirs.storage_data) and ours.version == theirs.version
 
 
-def test_an_interrupted_write_is_no_checkpoint(tmp_path):
+def test_an_interrupted_write_is_no_checkpoint(tmp_path, monkeypatch):
     def stops():
         yield next(arrays(TENSORS))
         raise KeyboardInterrupt
+
+    def fails(_):
+        if error := next(calls):
+            raise error
 
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path, layout(TENSORS), stops())
@@ -144,6 +154,12 @@ def test_an_interrupted_write_is_no_checkpoint(tmp_path):
         with pytest.raises(ValueError, match="never came|comes where the layout has"):
             write_folder(tmp_path, layout(TENSORS), bad)
         assert os.listdir(tmp_path) == [FILE]
+    with monkeypatch.context() as m, pytest.raises(OSError, match="disk is full"):
+        calls = iter((None, OSError("the disk is full")))  # after the data, after .metadata
+        m.setattr(os, "fsync", fails)
+        write_folder(tmp_path, layout(TENSORS), arrays(TENSORS))
+    with pytest.raises(FileError, match="its writing was interrupted"):
+        open_folder(tmp_path)
     write_folder(tmp_path, layout(TENSORS), arrays(TENSORS))
     same(open_folder(tmp_path), TENSORS)
     with pytest.raises(FileError, match="already holds a checkpoint"):
@@ -183,7 +199,7 @@ def test_only_the_tensor_that_is_read_is_in_memory(tmp_path):
 
 
 def test_cover_is_counting():
-    """Against painting the boxes into an array: random tilings, each also with one box dropped, moved or doubled."""
+    """Against painting the boxes into an array: random tilings, each also with one box dropped, moved, doubled or tripled."""
     rng, hits = np.random.RandomState(0), 0
     for _ in range(300):
         shape = tuple(rng.randint(1, 6, size=rng.randint(0, 4)))
@@ -201,6 +217,7 @@ def test_cover_is_counting():
             boxes,
             boxes[:i] + boxes[i + 1 :],
             boxes + [boxes[i]],
+            boxes + [boxes[i]] * 2,
             boxes[:i] + [(there, sizes)] + boxes[i + 1 :],
         ):
             painted = np.zeros([n + 12 for n in shape], int)
