@@ -58,6 +58,10 @@ class Sharded:
     shape: Shape
     chunks: tuple[Chunk, ...]  # without the empty ones
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(chunk.path for chunk in self.chunks)
+
     def read(self) -> np.ndarray:
         if len(self.chunks) == 1:
             return self.chunks[0].read(self.name)

@@ -138,6 +138,10 @@ def _no_gaps(path: Path, tensors: Mapping[str, Tensor], start: int, size: int) -
         raise FileError(f"{path}: {size - end} bytes after the last tensor belong to none; the file is damaged.")
 
 
+def nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
 def write_file(
     path: str | Path,
     layout: Layout,
@@ -152,7 +156,7 @@ def write_file(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, (dtype, shape) in layout.items():
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size = nbytes(dtype, shape)
         header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -28,6 +28,9 @@ class Lazy(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
     def read(self) -> np.ndarray: ...
 
 
@@ -41,6 +44,10 @@ class Tensor:
     start: int  # absolute, bytes
     stop: int
     strides: tuple[int, ...] | None = None  # bytes; None = row-major without gaps
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
 
     def read(self) -> np.ndarray:
         """Memory-mapped, read-only."""
@@ -64,6 +71,10 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    @property
+    def files(self) -> set[Path]:
+        return {path for t in self.tensors.values() for path in t.files}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
@@ -21,7 +22,10 @@ from cosmos_jax.model.declare import normal, param, use
 from cosmos_jax.model.modality import Modalities, take_rows
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.model.vision import VisionTower
+from cosmos_jax.model.vision_siglip import SiglipTower
 from cosmos_jax.precision import Precision
+
+EYES = {"qwen3vl": VisionTower, "siglip2": SiglipTower}
 
 
 class Output(NamedTuple):
@@ -45,7 +49,7 @@ class Cosmos(nnx.Module):
         self.norm_gen = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
         self.lm_head = param(rngs, (d, cfg.vocab), ("embed", "vocab"), normal(cfg.init_std))
         self.io = Modalities(cfg, rngs)
-        self.vit = VisionTower(cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
+        self.vit = EYES[cfg.vision.kind](cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
 
     def embed_und(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
         """Token embeddings with ViT features in place of the visual pads, and deep-stack features [n,B,U,D] or None."""
@@ -68,7 +72,27 @@ def _skeleton(cfg: ModelConfig):
 
 
 def _model(params: dict, cfg: ModelConfig) -> Cosmos:
-    return nnx.merge(_skeleton(cfg)[0], params)
+    """Parameters that a job does without (`part`) become arrays without elements: using one is a shape error."""
+    graphdef, state = _skeleton(cfg)
+    whole = flatten_dict(nnx.to_pure_dict(state))
+    absent = set(whole) - set(flatten_dict(params))
+    if not absent:
+        return nnx.merge(graphdef, params)
+    empty = {k: jnp.zeros((cfg.layers if k[0] == "layers" else 0, 0)) for k in absent}
+    return nnx.merge(graphdef, unflatten_dict(flatten_dict(params) | empty))
+
+
+JOBS = {  # what of the parameters a job needs: tops of the tree, and the towers of its layers
+    "reasoner": (("embed_tokens", "norm_und", "lm_head", "vit"), ("und",)),
+    "generator": (("io", "norm_gen"), ("gen",)),  # after the prompt's keys and values are cached: `gen`
+}
+
+
+def part(tree: dict, job: str) -> dict:
+    """The branches of a tree of parameters (or shapes, or axes) that a job needs: "reasoner" or "generator"."""
+    tops, towers = JOBS[job]
+    kept = {k: v for k, v in tree.items() if k in tops}
+    return kept | {"layers": {k: v for k, v in tree["layers"].items() if k in towers}}
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> dict:
@@ -111,6 +135,13 @@ def apply(
     )
     velocity = model.io.velocity(batch, model.norm_gen(g, precision), cfg.patch, precision)
     return Output(velocity, model.norm_und(h, precision))
+
+
+def see(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
+    """The vision encoder alone: features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
+    if cfg.vision is None:
+        raise ValueError(f"model {cfg.name!r} has no vision encoder; set model.vision.")
+    return _model(params, cfg).vit(batch, precision)
 
 
 def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:
