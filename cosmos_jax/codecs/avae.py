@@ -45,13 +45,18 @@ def encode(params: Params, cfg: AVAEConfig, wave: jax.Array, *, precision: Preci
         raise ValueError(f"the wave must be float32, got {wave.dtype}; divide int16 samples by 32768.")
     if not wave.shape[1]:
         raise ValueError("the wave is empty; it needs at least one sample.")
-    if cfg.normalize_volume:
-        wave = wave / (jnp.abs(wave).max((1, 2), keepdims=True) + PEAK_EPS) * PEAK
-    wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % cfg.hop), (0, 0)))
-    x = _spectra(wave.astype(precision.dtype).astype(jnp.float32), cfg).astype(precision.dtype)
+    x = spectra(wave, cfg, precision)
     for stage in encoder_stages(params, cfg, precision).values():
         x = stage(x)
     return x[..., : cfg.vocoder_input_dim].astype(jnp.float32)
+
+
+def spectra(wave: jax.Array, cfg: AVAEConfig, precision: Precision) -> jax.Array:
+    """wave [B,N,2] float32 → what enters the encoder, [B,T,2·(n_fft+2)]: scaled, padded to whole latents, transformed."""
+    if cfg.normalize_volume:
+        wave = wave / (jnp.abs(wave).max((1, 2), keepdims=True) + PEAK_EPS) * PEAK
+    wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % cfg.hop), (0, 0)))
+    return _spectra(wave.astype(precision.dtype).astype(jnp.float32), cfg).astype(precision.dtype)
 
 
 def encoder_stages(params: Params, cfg: AVAEConfig, precision: Precision) -> dict[str, Stage]:
