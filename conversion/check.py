@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from flax.traverse_util import flatten_dict
 
-from conversion.names import Entry, our_shape
+from conversion.names import Entry, our_shape, their_shape
 
 Shape = tuple[int, ...]
 
@@ -44,6 +44,12 @@ def check(
     _parts_once(entries)
     _shapes(entries, source, {k: tuple(x.shape) for k, x in flatten_dict(dict(target)).items()})
     return {name: why for name, why in reasons.items() if why is not None}
+
+
+def shapes(entries: Iterable[Entry], target: Mapping) -> dict[str, Shape]:
+    """Name → shape of every tensor that a model with these parameters has in this layout, in the map's order."""
+    flat = {k: tuple(x.shape) for k, x in flatten_dict(dict(target)).items()}
+    return {e.source: their_shape(e, flat[e.path] if e.layer is None else flat[e.path][1:]) for e in entries}
 
 
 def _reason(name: str, dropped: Mapping[str, str]) -> str | None:

@@ -5,6 +5,7 @@ In: the parsed JSON. Out: `ModelConfig`. A field that this reader does not know 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,29 @@ def diffusers_transformer(config: Mapping[str, Any], name: str = "imported") -> 
     )  # fmt: skip
     f.done()
     return cfg
+
+
+def to_diffusers(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `diffusers_transformer`: a complete transformer/config.json."""
+    table = {
+        "_class_name": "Cosmos3OmniTransformer", "attention_bias": False, "enable_fps_modulation": True,
+        "unified_3d_mrope_reset_spatial_ids": True, "hidden_act": "silu" if cfg.mlp_act == "swiglu" else "relu2",
+        "num_hidden_layers": cfg.layers, "hidden_size": cfg.hidden, "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.kv_heads, "head_dim": cfg.head_dim, "intermediate_size": cfg.mlp,
+        "rms_norm_eps": cfg.norm_eps, "qk_norm_for_text": cfg.qk_norm_und,
+        "use_und_k_norm_for_gen": cfg.k_norm_und_for_gen, "rope_theta": cfg.rope_theta,
+        "rope_axes_dim": list(cfg.rope_sections), "vocab_size": cfg.vocab, "latent_channel": cfg.latent_channels,
+        "latent_patch_size": cfg.patch, "patch_latent_dim": cfg.latent_channels * cfg.patch**2,
+        "action_gen": bool(cfg.action_dim), "action_dim": cfg.action_dim or None, "num_embodiment_domains": cfg.domains,
+        "sound_gen": bool(cfg.sound_dim), "sound_dim": cfg.sound_dim or None, "sound_latent_fps": cfg.sound_latent_fps,
+        "timestep_scale": cfg.timestep_scale, "base_fps": cfg.base_fps,
+        "unified_3d_mrope_temporal_modality_margin": cfg.temporal_margin,
+    }  # fmt: skip
+    back = diffusers_transformer(table, cfg.name)
+    how = {k: getattr(cfg, k) for k in ("scan", "remat", "init_std", "vision")}
+    if dataclasses.replace(back, **how) != cfg:
+        raise ConversionError(f"model {cfg.name!r} has settings that a diffusers config.json cannot state.")
+    return table
 
 
 def qwen3_vl(config: Mapping[str, Any], name: str = "imported") -> ModelConfig:

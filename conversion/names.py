@@ -4,6 +4,8 @@ A map is a list of `Entry`. Converting only reshapes, permutes, splits and stack
 byte-identical. An entry says, for one tensor of the source (or one of `parts` equal pieces along its first axis):
 
     piece.reshape(view).transpose(axes) == params[path]          or layer `layer` of it, where layers are stacked
+
+A view loses the shape of the source, so an entry with a view states that shape.
 """
 
 from __future__ import annotations
@@ -18,10 +20,15 @@ class Entry:
     source: str  # name in the PyTorch checkpoint
     path: tuple[str, ...]  # where it lives in the nested dict of parameters
     view: tuple[int, ...] | None = None  # reshape the piece first; None: as it is
+    shape: tuple[int, ...] | None = None  # of the whole source tensor, where `view` changes it
     axes: tuple[int, ...] | None = None  # then permute; None: as it is
     layer: int | None = None  # position along the leading, stacked axis of params[path]; None: not stacked
     part: int = 0  # which piece of the source …
     parts: int = 1  # … of how many equal ones along its axis 0
+
+    def __post_init__(self):
+        if (self.view is None) != (self.shape is None):
+            raise ValueError(f"entry {self.source!r}: `view` and `shape` go together.")
 
 
 def to_ours(entry: Entry, x: np.ndarray) -> np.ndarray:
@@ -33,13 +40,30 @@ def to_ours(entry: Entry, x: np.ndarray) -> np.ndarray:
     return x if entry.axes is None else x.transpose(entry.axes)
 
 
-def to_theirs(entry: Entry, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse: one layer of params[path] → the piece of the source tensor whose whole shape is `shape`."""
+def to_theirs(entry: Entry, x: np.ndarray) -> np.ndarray:
+    """The inverse: one layer of params[path] → the piece of the source tensor, contiguous."""
     if entry.axes is not None:
         x = x.transpose(np.argsort(entry.axes))
-    return np.ascontiguousarray(x).reshape((shape[0] // entry.parts, *shape[1:]) if entry.parts > 1 else shape)
+    x = np.ascontiguousarray(x)
+    return x if entry.shape is None else x.reshape(entry.shape[0] // entry.parts, *entry.shape[1:])
 
 
 def our_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of `to_ours` for a source of this shape; ValueError if the view does not fit."""
-    return to_ours(entry, np.broadcast_to(np.empty((), np.uint8), shape)).shape
+    """Shape of `to_ours` for a source of this shape; ValueError if it does not fit the entry."""
+    if entry.shape is not None and tuple(shape) != entry.shape:
+        raise ValueError(f"{entry.source!r} should have the shape {entry.shape}.")
+    return to_ours(entry, _nothing(shape)).shape
+
+
+def their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the whole source tensor for one layer of params[path] of this shape."""
+    if entry.shape is not None:
+        return entry.shape
+    axes = range(len(shape)) if entry.axes is None else np.argsort(entry.axes)
+    first, *rest = (shape[i] for i in axes)
+    return (first * entry.parts, *rest)
+
+
+def _nothing(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this shape that takes no memory."""
+    return np.broadcast_to(np.empty((), np.uint8), shape)

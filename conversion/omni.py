@@ -1,13 +1,10 @@
-"""Names of the whole model, both towers, projections and heads, in the diffusers and in the framework's own layout.
+"""Names of the whole model, both towers, projections and heads, in the diffusers layout.
 
 In: `ModelConfig`. Out: entries, one per tensor of the source. The reasoner's vision encoder is not part of them
 (conversion/reasoner.py). Spec model.md §1.5.
 """
 
 from __future__ import annotations
-
-import dataclasses
-import re
 
 from conversion.names import Entry
 from cosmos_jax.config import ModelConfig
@@ -54,40 +51,6 @@ def entries(cfg: ModelConfig) -> list[Entry]:
     return out
 
 
-NATIVE = [  # diffusers → framework; the first pattern that matches a name rewrites it
-    (r"^(layers\.\d+\.self_attn)\.add_([qkv])_proj\.", r"language_model.model.\1.\2_proj_moe_gen."),
-    (r"^(layers\.\d+\.self_attn)\.to_add_out\.", r"language_model.model.\1.o_proj_moe_gen."),
-    (r"^(layers\.\d+\.self_attn)\.norm_added_([qk])\.", r"language_model.model.\1.\2_norm_moe_gen."),
-    (r"^(layers\.\d+\.self_attn)\.to_([qkv])\.", r"language_model.model.\1.\2_proj."),
-    (r"^(layers\.\d+\.self_attn)\.to_out\.", r"language_model.model.\1.o_proj."),
-    (r"^(layers\.\d+\.self_attn)\.norm_([qk])\.", r"language_model.model.\1.\2_norm."),
-    (r"^(layers|embed_tokens|norm|norm_moe_gen)\.", r"language_model.model.\1."),
-    (r"^lm_head\.", "language_model.lm_head."),
-    (r"^proj_in\.", "vae2llm."),
-    (r"^proj_out\.", "llm2vae."),
-    (r"^time_embedder\.linear_1\.", "time_embedder.mlp.0."),
-    (r"^time_embedder\.linear_2\.", "time_embedder.mlp.2."),
-    (r"^action_proj_in\.", "action2llm."),
-    (r"^action_proj_out\.", "llm2action."),
-    (r"^audio_proj_in\.", "sound2llm."),
-    (r"^audio_proj_out\.", "llm2sound."),
-    (r"^audio_modality_embed$", "sound_modality_embed"),
-    (r"^action_modality_embed$", "action_modality_embed"),
-]
-
-
-def native(cfg: ModelConfig, prefix: str = "net.") -> list[Entry]:
-    """The same tensors under the names of cosmos-framework's checkpoints (`net_ema.` is the average)."""
-    return [dataclasses.replace(e, source=prefix + _native(e.source)) for e in entries(cfg)]
-
-
-def _native(name: str) -> str:
-    for pattern, new in NATIVE:
-        if re.match(pattern, name):
-            return re.sub(pattern, new, name)
-    raise KeyError(f"{name!r} has no name in the framework's layout; add it to NATIVE.")
-
-
 def part(tree: dict) -> dict:
     """What of a whole tree of parameters this layout holds."""
     return {k: v for k, v in tree.items() if k != "vit"}
@@ -102,10 +65,12 @@ def tower_layer(cfg: ModelConfig, tower: str, layer: int, prefix: str, attention
             out.append(Entry(name, (*at, "attn", ours, "weight"), layer=layer))
         elif ours == "o":  # [D, heads·d] → [heads, d, D]
             view = (cfg.hidden, cfg.heads, cfg.head_dim)
-            out.append(Entry(name, (*at, "attn", ours), view, (1, 2, 0), layer))
+            shape = (cfg.hidden, cfg.heads * cfg.head_dim)
+            out.append(Entry(name, (*at, "attn", ours), view, shape, (1, 2, 0), layer))
         else:  # [heads·d, D] → [D, heads, d]
-            view = (cfg.heads if ours == "q" else cfg.kv_heads, cfg.head_dim, cfg.hidden)
-            out.append(Entry(name, (*at, "attn", ours), view, (2, 0, 1), layer))
+            heads = cfg.heads if ours == "q" else cfg.kv_heads
+            view, shape = (heads, cfg.head_dim, cfg.hidden), (heads * cfg.head_dim, cfg.hidden)
+            out.append(Entry(name, (*at, "attn", ours), view, shape, (2, 0, 1), layer))
     for ours, theirs in MLP.items():
         if ours != "gate" or cfg.mlp_act == "swiglu":
             out.append(Entry(f"{prefix}.mlp{suffix}.{theirs}.weight", (*at, "mlp", ours), axes=(1, 0), layer=layer))
@@ -125,6 +90,6 @@ def dense(source: str, path: tuple[str, ...], layer: int | None = None) -> list[
 def _domain(source: str, ours: str, domains: int, n_in: int, n_out: int) -> list[Entry]:
     """A linear layer per embodiment: row d of fc is that domain's matrix, [in, out] and not [out, in]."""
     return [
-        Entry(f"{source}.fc.weight", ("io", ours, "kernel"), (domains, n_in, n_out)),
+        Entry(f"{source}.fc.weight", ("io", ours, "kernel"), (domains, n_in, n_out), (domains, n_in * n_out)),
         Entry(f"{source}.bias.weight", ("io", ours, "bias")),
     ]

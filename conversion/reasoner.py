@@ -8,6 +8,7 @@ from __future__ import annotations
 from conversion.names import Entry
 from conversion.omni import dense, tower_layer
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.model import cosmos
 
 ATTENTION = {n: f"{n}_proj" for n in "qkvo"} | {"q_norm": "q_norm", "k_norm": "k_norm"}
 TEXT, VISUAL = "model.language_model", "model.visual"
@@ -26,8 +27,9 @@ def entries(cfg: ModelConfig) -> list[Entry]:
         out += tower_layer(cfg, "und", layer, f"{TEXT}.layers.{layer}", ATTENTION, "")
     v = cfg.vision
     patch = f"{VISUAL}.patch_embed.proj"  # a convolution whose kernel is as large as its stride
+    kernel, flat = (3, v.temporal, v.patch, v.patch), (v.hidden, 3 * v.temporal * v.patch**2)
     out += [
-        Entry(f"{patch}.weight", ("vit", "patch_in", "kernel"), (v.hidden, 3 * v.temporal * v.patch**2), (1, 0)),
+        Entry(f"{patch}.weight", ("vit", "patch_in", "kernel"), flat, (v.hidden, *kernel), (1, 0)),
         Entry(f"{patch}.bias", ("vit", "patch_in", "bias")),
         Entry(f"{VISUAL}.pos_embed.weight", ("vit", "positions")),
         *_merger(f"{VISUAL}.merger", ("vit", "merger")),
@@ -50,9 +52,7 @@ def entries(cfg: ModelConfig) -> list[Entry]:
 
 def part(tree: dict) -> dict:
     """What of a whole tree of parameters this layout holds."""
-    return {k: v for k, v in tree.items() if k not in ("io", "norm_gen", "layers")} | {
-        "layers": {"und": tree["layers"]["und"]}
-    }
+    return cosmos.part(tree, "reasoner")
 
 
 def _norm(source: str, path: tuple[str, ...], layer: int | None = None) -> list[Entry]:

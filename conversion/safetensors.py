@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+
+from conversion.tensors import FileError, Layout, Lazy, Tensor, Tensors, in_order
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(bool), "U8": np.dtype(np.uint8), "I8": np.dtype(np.int8), "I16": np.dtype("<i2"),
@@ -27,52 +28,6 @@ DTYPES: dict[str, np.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 INDEX = ".safetensors.index.json"
-
-
-class FileError(ValueError):
-    """A file that is not what it says; one sentence that names it."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies."""
-
-    path: Path
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    start: int  # absolute, bytes
-    stop: int
-
-    def read(self) -> np.ndarray:
-        """Memory-mapped, read-only."""
-        if not self.stop - self.start:
-            return np.empty(self.shape, self.dtype)
-        raw = np.memmap(self.path, np.uint8, "r", self.start, (self.stop - self.start,))
-        return raw.view(self.dtype).reshape(self.shape)
-
-
-class Tensors(Mapping[str, np.ndarray]):
-    """name → array over one or many files; `shapes`, `dtypes` and `metadata` without touching the data."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]):
-        self.tensors, self.metadata = dict(tensors), dict(metadata)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.tensors[name].read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {k: t.shape for k, t in self.tensors.items()}
-
-    @property
-    def dtypes(self) -> dict[str, np.dtype]:
-        return {k: t.dtype for k, t in self.tensors.items()}
 
 
 def open_file(path: str | Path) -> Tensors:
@@ -104,7 +59,7 @@ def open_folder(path: str | Path) -> Tensors:
             raise FileError(f"{path} holds {what}; give the folder of one model, with its *{INDEX}.")
         return open_file(files[0])
     listed = _index(indexes[0])
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Lazy] = {}
     metadata: dict[str, str] = {}
     for name in sorted(set(listed.values())):
         if not (path / name).is_file():
@@ -183,9 +138,13 @@ def _no_gaps(path: Path, tensors: Mapping[str, Tensor], start: int, size: int) -
         raise FileError(f"{path}: {size - end} bytes after the last tensor belong to none; the file is damaged.")
 
 
+def nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
 def write_file(
     path: str | Path,
-    layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    layout: Layout,
     arrays: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -197,21 +156,16 @@ def write_file(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, (dtype, shape) in layout.items():
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size = nbytes(dtype, shape)
         header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial, expected = path.with_name(path.name + ".partial"), iter(layout.items())
+    partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
-        for name, x in arrays:
-            want = next(expected, None)
-            if want is None or (name, np.dtype(want[1][0]), tuple(want[1][1])) != (want[0], x.dtype, x.shape):
-                raise ValueError(f"{path}: {name!r} {x.dtype} {x.shape} comes where the layout has {want}.")
-            f.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
-        if (missing := next(expected, None)) is not None:
-            raise ValueError(f"{path}: {missing[0]!r} never came.")
+        for raw in in_order(path, layout, arrays):
+            f.write(raw.data)
         f.flush()
         os.fsync(f.fileno())
     partial.replace(path)

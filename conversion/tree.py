@@ -1,6 +1,6 @@
 """Whole models in memory: tensors by name ↔ the nested dict of parameters. Exact: bytes are moved, nothing is computed.
 
-In: entries. Out: the other side. Models that do not fit are streamed instead (conversion/stream.py).
+In: entries. Out: the other side. Large models are streamed instead (conversion/weights.py).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> di
     )
 
 
-def to_torch(entries: Iterable[Entry], params: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Name → array in the source's shapes and the parameters' dtypes. shapes: of every tensor of the layout."""
+def to_torch(entries: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]:
+    """Name → array in the source's shapes and the parameters' dtypes."""
     flat = flatten_dict(dict(params))
     parts: dict[str, dict[int, np.ndarray]] = {}
     for e in entries:
         x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
-        parts.setdefault(e.source, {})[e.part] = to_theirs(e, x, shapes[e.source])
+        parts.setdefault(e.source, {})[e.part] = to_theirs(e, x)
     return {
         name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
         for name, found in parts.items()

@@ -67,7 +67,8 @@ def _entries(cfg: WanConfig, rules: Rules) -> list[Entry]:
             n = len(leaf.shape)
             out.append(Entry(f"{name}.weight", path, axes=(*range(2, n), 1, 0)))
         elif path[-1] == "gamma":  # [C,1,1,1] there, [C,1,1] in the attention
-            out.append(Entry(f"{name}.gamma", path, view=(-1,)))
+            flat = leaf.shape[0]
+            out.append(Entry(f"{name}.gamma", path, (flat,), (flat, 1, 1) if "attention" in path else (flat, 1, 1, 1)))
         else:
             out.append(Entry(f"{name}.bias", path))
     return out

@@ -1,4 +1,4 @@
-"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|show …`.
+"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|show …`.
 
 In: words. Out: a trained directory, files, or one sentence that says what is wrong (exit code 2). Every command first
 *prepares*: it reads and checks all that the user gave and returns the work as a function; nothing is compiled before.
@@ -113,6 +113,12 @@ def prepare_evaluate(options) -> Work:
     return work
 
 
+def prepare_convert(options) -> Work:
+    from cosmos_jax.cli import convert
+
+    return convert.prepare(options)
+
+
 def prepare_show(options) -> Work:
     config = words.config_of(options)
 
@@ -129,6 +135,7 @@ PREPARE = {
     "generate": prepare_generate,
     "reason": prepare_reason,
     "evaluate": prepare_evaluate,
+    "convert": prepare_convert,
     "show": prepare_show,
 }
 

@@ -1,6 +1,7 @@
 """Checkpoints: one atomic directory per step that holds everything a run needs to continue bit for bit.
 
 In: the training state, the loader's state, the config. Out: the same, on any mesh. The only file that imports Orbax.
+The second half is weights without a run, written a slice at a time: what converting a PyTorch checkpoint makes.
 
     <dir>/<step>/state    params, opt, ema, rng, step (OCDBT, sharded; written while training goes on)
     <dir>/<step>/{data,config,assets}/data.json   readable JSON: loader state, Config, fingerprints of the data's assets
@@ -11,24 +12,32 @@ intact; what it leaves behind is ignored by readers and cleared by the next writ
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from cosmos_jax import optim
 from cosmos_jax.config import Config, from_dict, to_dict
 
+Key = tuple[str, ...]  # where an array lies in its tree
 JSON_ITEMS = ("data", "config", "assets")
 EXECUTION = ("name", "scan", "remat")  # model settings that change how it runs, not what it is
 OTHER_MODEL = "set the model of the checkpoint, or use another directory"
 OTHER_STATE = "set optim.name, optim.trainable, optim.frozen and optim.ema as in the checkpoint"
 
 logging.getLogger("absl").setLevel(logging.WARNING)
+# Orbax warns whenever it is told to do without OCDBT, as `write_arrays` does.
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
 
 
 class CheckpointError(RuntimeError):
@@ -180,14 +189,14 @@ def _read(path: Path, item: str) -> Any:
     return json.loads((path / item / "data.json").read_text())
 
 
-def _stored(path: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path → shape of every array of the state, from the metadata alone."""
+def _stored(path: Path, item: str = "state") -> dict[Key, tuple[int, ...]]:
+    """Path → shape of every array of an item, from the metadata alone."""
     with _context():
-        tree = ocp.checkpointables_metadata(path).metadata["state"]
+        tree = ocp.checkpointables_metadata(path).metadata[item]
     return _shapes(tree)
 
 
-def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _shapes(tree: Any) -> dict[Key, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {tuple(jax.tree_util.keystr((k,), simple=True) for k in path): tuple(x.shape) for path, x in leaves}
 
@@ -214,3 +223,123 @@ def _same_shapes(path: Path, abstract: dict) -> None:
         name, have, want = "/".join(key), stored.get(key, "absent"), asked.get(key, "absent")
         remedy = OTHER_MODEL if key[0] == "params" else OTHER_STATE
         raise CheckpointError(f"{name} is {have} in checkpoint {path}, but {want} is asked for; {remedy}.")
+
+
+# Weights without a run: several trees of arrays ("items") in one Orbax checkpoint, one zarr3 array per parameter.
+
+CHUNK = 32 << 20  # bytes: what one file holds at most, and so what a reader of a small part reads too much
+IN_FLIGHT = 1 << 30  # bytes that may wait to be written
+
+
+class Planned(NamedTuple):
+    """An array that will be written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    layered: bool  # written one index of axis 0 at a time
+
+
+def write_arrays(
+    path: Path,
+    items: Mapping[str, Mapping[Key, Planned]],
+    slices: Iterable[tuple[str, Key, int | None, np.ndarray]],
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Write an Orbax checkpoint without ever holding one array whole.
+
+    items: item → path → what will come. slices: (item, path, layer or None for all of it, array), which together must
+    cover every array; one is written while the next is read. The caller makes the directory appear when complete.
+
+    Orbax writes the checkpoint with arrays of one element; each is then replaced by one of the real shape (its documented
+    format without OCDBT: a folder per leaf).
+    """
+    context = _context()
+    context.array.saving.use_ocdbt = False
+    with context:
+        seeds = {i: unflatten_dict(dict.fromkeys(tree, np.zeros(1, np.uint8))) for i, tree in items.items()}
+        ocp.save_checkpointables(path, seeds)
+    stores = {(i, k): _create(path / i, k, x) for i, tree in items.items() for k, x in tree.items()}
+    missing = {key: x.shape[0] if x.layered else 1 for key, x in _flat(items)}
+    waiting: collections.deque = collections.deque()
+    size = 0
+    for item, key, layer, x in slices:
+        store = stores[item, key]
+        waiting.append(((store if layer is None else store[layer]).write(x), x.nbytes))
+        missing[item, key] -= 1
+        size += x.nbytes
+        while size > IN_FLIGHT:
+            size -= _finish(*waiting.popleft(), progress)
+    for pair in waiting:
+        _finish(*pair, progress)
+    if left := [k for k, n in missing.items() if n]:
+        raise ValueError(f"{'/'.join(left[0][1])} of {left[0][0]} was not written exactly once.")
+
+
+def open_arrays(path: Path, item: str) -> dict[Key, Any]:
+    """path → tensorstore array, of one item of a checkpoint; nothing is read. For a run the item is "state"."""
+    meta = json.loads((path / item / "_METADATA").read_text())
+    driver = "zarr3" if meta["use_zarr3"] else "zarr"
+    out = {}
+    for key in _stored(path, item):
+        if meta["use_ocdbt"]:
+            base = {"driver": "file", "path": f"{path / item}/"}
+            where = {"driver": "ocdbt", "base": base, "path": ".".join(key) + "/"}
+        else:
+            where = {"driver": "file", "path": f"{path / item / '.'.join(key)}/"}
+        out[key] = tensorstore.open({"driver": driver, "kvstore": where}, open=True, read=True).result()
+    return out
+
+
+def load_arrays(path: Path, items: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Items of a checkpoint, in the dtypes and places that `items` (trees of ShapeDtypeStruct) state, on any mesh.
+
+    Nothing else is read: a tree may name a part of what is stored. CheckpointError: an absent array, another shape.
+    """
+    for item, tree in items.items():
+        if not (path / item).is_dir():
+            raise CheckpointError(f"{path} holds no {item!r}.")
+        stored = _stored(path, item)
+        for key, shape in _shapes(tree).items():
+            if stored.get(key) != shape:
+                name, have = "/".join(key), stored.get(key, "absent")
+                raise CheckpointError(f"{name} is {have} in {path}, but {shape} is asked for; {OTHER_MODEL}.")
+    context = _context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return ocp.load_checkpointables(path, dict(items))
+
+
+def _create(folder: Path, key: Key, x: Planned) -> Any:
+    """An empty array in place of the one that is there."""
+    where = folder / ".".join(key)
+    if not (where / "zarr.json").is_file():
+        raise ValueError(f"{where} is not an array that Orbax wrote.")
+    chunk = (1, *_chunk(x.shape[1:], x.dtype.itemsize)) if x.layered else _chunk(x.shape, x.dtype.itemsize)
+    grid = {"name": "regular", "configuration": {"chunk_shape": [max(n, 1) for n in chunk]}}
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{where}/"},
+        "metadata": {"chunk_grid": grid, "codecs": codecs},
+        "context": {"file_io_sync": False},
+    }
+    dtype = tensorstore.dtype(x.dtype.name)
+    return tensorstore.open(spec, create=True, delete_existing=True, dtype=dtype, shape=x.shape).result()
+
+
+def _chunk(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The longest run of leading indices that fits CHUNK."""
+    if not shape or itemsize * math.prod(shape) <= CHUNK:
+        return shape
+    row = itemsize * math.prod(shape[1:])
+    return (1, *_chunk(shape[1:], itemsize)) if row > CHUNK else (CHUNK // row, *shape[1:])
+
+
+def _flat(items: Mapping[str, Mapping[Key, Planned]]) -> Iterator[tuple[tuple[str, Key], Planned]]:
+    return (((item, key), x) for item, tree in items.items() for key, x in tree.items())
+
+
+def _finish(writing: Any, nbytes: int, progress: Callable[[int], None]) -> int:
+    writing.result()
+    progress(nbytes)
+    return nbytes

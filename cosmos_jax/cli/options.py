@@ -19,8 +19,11 @@ COMMANDS = {
     "generate": "make media (or an answer) with a trained model",
     "reason": "ask about an image or a video",
     "evaluate": "score a trained model and write report.html",
+    "convert": "PyTorch checkpoint ↔ Orbax checkpoint, any layout to any other",
     "show": "print a config: settings, parameters, tasks, tokens, mesh",
 }
+SPELT = {"source": "from", "target": "to"}  # `from` is a word of Python
+LAYOUTS = ("orbax", "diffusers", "transformers", "native", "dcp")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,12 +32,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser("python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score.")
+    parser = _Parser("python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score, convert.")
     sub = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
     for name, help in COMMANDS.items():
         p = sub.add_parser(name, help=help, description=help, allow_abbrev=False)
         p.add_argument("--config", help="a file of configs/; settings are changed by --config.group.name=value")
-        p.add_argument("--workdir", help="checkpoints, assets, metrics, report live here")
+        if name != "convert":
+            p.add_argument("--workdir", help="checkpoints, assets, metrics, report live here")
+        if name == "convert":
+            p.add_argument(
+                "--from", dest="source", help="PyTorch folder, Wan2.2_VAE.pth, imported checkpoint or --workdir"
+            )
+            p.add_argument("--to", dest="target", help="a folder that does not exist yet")
+            p.add_argument("--layout", choices=LAYOUTS, default="orbax", help="of --to (default orbax)")
+            p.add_argument(
+                "--params", choices=("ema", "params"), help="which, where the source has both (default: ema)"
+            )
         if name in ("generate", "reason", "evaluate"):
             p.add_argument("--checkpoint", help="a working directory, or its checkpoints/ (default: --workdir)")
             p.add_argument("--params", choices=("ema", "params"), default="ema", help="averaged or last parameters")
@@ -75,7 +88,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.command is None:
         raise ConfigError(f"name a command first: {', '.join(COMMANDS)}.")
     if unknown:
-        known = [f"--{k}" for k in vars(options) if k != "command"]
+        known = [f"--{SPELT.get(k, k)}" for k in vars(options) if k != "command"]
         word = unknown[0].split("=")[0]
         raise ConfigError(f"{options.command} has no option {word!r}{nearest(word, known)}; see --help.")
     options.overrides = overrides
@@ -128,4 +141,4 @@ def config_of(options) -> Config:
 def require(options, *names: str) -> None:
     for n in names:
         if getattr(options, n) is None:
-            raise ConfigError(f"{options.command} needs --{n}.")
+            raise ConfigError(f"{options.command} needs --{SPELT.get(n, n)}.")

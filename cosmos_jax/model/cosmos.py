@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
@@ -68,7 +69,27 @@ def _skeleton(cfg: ModelConfig):
 
 
 def _model(params: dict, cfg: ModelConfig) -> Cosmos:
-    return nnx.merge(_skeleton(cfg)[0], params)
+    """Parameters that a job does without (`part`) become arrays without elements: using one is a shape error."""
+    graphdef, state = _skeleton(cfg)
+    whole = flatten_dict(nnx.to_pure_dict(state))
+    absent = set(whole) - set(flatten_dict(params))
+    if not absent:
+        return nnx.merge(graphdef, params)
+    empty = {k: jnp.zeros((cfg.layers if k[0] == "layers" else 0, 0)) for k in absent}
+    return nnx.merge(graphdef, unflatten_dict(flatten_dict(params) | empty))
+
+
+JOBS = {  # what of the parameters a job needs: tops of the tree, and the towers of its layers
+    "reasoner": (("embed_tokens", "norm_und", "lm_head", "vit"), ("und",)),
+    "generator": (("io", "norm_gen"), ("gen",)),  # after the prompt's keys and values are cached: `gen`
+}
+
+
+def part(tree: dict, job: str) -> dict:
+    """The branches of a tree of parameters (or shapes, or axes) that a job needs: "reasoner" or "generator"."""
+    tops, towers = JOBS[job]
+    kept = {k: v for k, v in tree.items() if k in tops}
+    return kept | {"layers": {k: v for k, v in tree["layers"].items() if k in towers}}
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> dict:

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from parity import oracle
 from parity import test_reasoner as qwen
 
-from conversion import omni, reasoner
+from conversion import framework, omni, reasoner
 from conversion.check import ConversionError, check
 from conversion.initialise import from_reasoner
 from conversion.names import Entry
@@ -46,7 +46,7 @@ def test_there_and_back_is_byte_identical(which):
     state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
     half = {k: v.astype(ml_dtypes.bfloat16) for k, v in state.items()}
     for tensors in (state, half):
-        back = to_torch(names, from_torch(names, tensors), {k: v.shape for k, v in tensors.items()})
+        back = to_torch(names, from_torch(names, tensors))
         assert set(back) == set(tensors)
         for k, v in tensors.items():
             assert back[k].dtype == v.dtype and back[k].shape == v.shape and back[k].tobytes() == v.tobytes(), k
@@ -86,7 +86,7 @@ def test_dropped_tensors_are_listed_with_their_reason():
 def test_the_frameworks_own_names():
     """Spelt out for one layer, as cosmos-framework's checkpoints have them; no two names coincide."""
     cfg = oracle.model_config(oracle.OMNI | {"num_hidden_layers": 1})
-    names = [e.source for e in omni.native(cfg)]
+    names = [e.source for e in framework.entries(cfg)]
     attention = [f"self_attn.{n}" for n in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
     layer = [f"{n}{s}" for n in (*attention, "input_layernorm", "post_attention_layernorm") for s in ("", "_moe_gen")]
     layer += [f"mlp{s}.{n}_proj" for n in ("gate", "up", "down") for s in ("", "_moe_gen")]
@@ -97,7 +97,7 @@ def test_the_frameworks_own_names():
     want += [f"{n}.{leaf}.weight" for n in ("action2llm", "llm2action") for leaf in ("fc", "bias")]
     want += ["action_modality_embed", "sound_modality_embed"]
     assert sorted(names) == sorted(f"net.{n}" for n in want)
-    edge = [e.source for e in omni.native(oracle.model_config(oracle.EDGE), "net_ema.")]
+    edge = [e.source for e in framework.entries(oracle.model_config(oracle.EDGE), "net_ema.")]
     assert "net_ema.language_model.model.layers.0.self_attn.k_norm_und_for_gen.weight" in edge
 
 

@@ -13,7 +13,7 @@ from diffusers import Cosmos3AVAEAudioTokenizer
 from parity import oracle
 
 from conversion import avae as names
-from conversion.check import check
+from conversion.check import check, shapes
 from conversion.tree import from_torch, to_torch
 from cosmos_jax.codecs import avae, avae_params
 from cosmos_jax.codecs.avae import AVAECodec, AVAEConfig, from_diffusers
@@ -180,7 +180,9 @@ def test_what_cannot_be_coded_is_named(call, word):
 
 def test_the_map_has_every_tensor_of_the_released_tokeniser_and_every_parameter_once():
     cfg, source = AVAEConfig(), published.tensors("audio_avae")
-    assert names.source_shapes(cfg) == source and list(source) == [e.source for e in names.entries(cfg)]  # in order
+    assert shapes(names.entries(cfg), avae.abstract(cfg)) == source and list(source) == [
+        e.source for e in names.entries(cfg)
+    ]  # in order
     assert len(source) == 249 and check(names.entries(cfg), source, avae.abstract(cfg)) == {}
     ours = jax.tree.leaves(avae.abstract(cfg))
     assert sum(x.size for x in ours) == 496_287_362 and {x.dtype for x in ours} == {np.dtype(np.float32)}
@@ -199,7 +201,7 @@ def test_one_second_of_the_released_tokeniser_is_25_latents():
 
 def test_a_round_trip_is_byte_identical():
     source = state()
-    back = to_torch(names.entries(CFG), jax.tree.map(jnp.asarray, params()), names.source_shapes(CFG))
+    back = to_torch(names.entries(CFG), jax.tree.map(jnp.asarray, params()))
     assert {k: (v.shape, v.tobytes()) for k, v in back.items()} == {
         k: (v.shape, v.tobytes()) for k, v in source.items()
     }

@@ -135,3 +135,11 @@ class WanConfig:
                     f"VAE config: {name}={raw[name]!r}, but the other fields make it {value}; correct it."
                 )
         return cfg
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The inverse: a complete `vae/config.json`."""
+        ours = {f: getattr(self, n) for f, n in FIELDS.items()}
+        stated = {f: list(v) if isinstance(v, tuple) else v for f, v in ours.items()}
+        sizes = {"in_channels": self.channels, "out_channels": self.channels}
+        scales = {"scale_factor_temporal": self.temporal, "scale_factor_spatial": self.spatial}
+        return {"_class_name": "AutoencoderKLWan"} | stated | FIXED | sizes | scales

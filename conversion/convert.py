@@ -1,0 +1,109 @@
+"""One command for every layout, both ways: `python -m cosmos_jax convert --from=SRC --to=DST [--layout=…]`.
+
+In: a PyTorch folder, an imported checkpoint, or a training run. Out: an imported Orbax checkpoint (the default) or a
+PyTorch folder. DST appears when it is complete: what is being written is called DST.partial, and a killed conversion leaves
+nothing else.
+
+    DST/manifest.json   source, hashes, configs, versions, scheduler, prompts, action statistics (conversion/manifest.py)
+    DST/weights/        Orbax: items "model" (both towers, heads, eye), "vae", "sound_tokenizer"
+    DST/files/          configs and tokenizer files, as they were
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from conversion import export, folder, manifest, source
+from conversion.check import ConversionError
+from cosmos_jax import checkpoint
+from cosmos_jax.config import ModelConfig
+
+LAYOUTS = ("orbax", *export.LAYOUTS)
+Progress = Callable[[int], None]
+
+
+def prepare(
+    src: str | Path, dst: str | Path, layout: str = "orbax", model: ModelConfig | None = None,
+    average: bool | None = None,
+) -> tuple[list[str], int, Callable[[Progress], list[str]]]:  # fmt: skip
+    """Check everything; move nothing. Returns (lines to read, bytes to move, the work).
+
+    The work takes a progress callback and returns what of the source is not in DST. ConversionError, FileError,
+    CheckpointError or ConfigError: one sentence.
+    """
+    src, dst = Path(src), Path(dst)
+    if layout not in LAYOUTS:
+        raise ConversionError(f"--layout={layout} is not one of {', '.join(LAYOUTS)}.")
+    if dst.exists():
+        raise ConversionError(f"{dst} exists already; choose another --to, or remove it.")
+    if layout == "orbax":
+        if source.is_ours(src):
+            raise ConversionError(f"{src} is an Orbax checkpoint already; give --layout to convert it to another.")
+        found = folder.open_folder(src, model, average)
+        lines, size = manifest.describe(found), _size(source.from_folder(found))
+        return lines, size, lambda progress: _import(found, dst, progress)
+    origin = source.open_source(src, model, average)
+
+    def work(progress: Progress) -> list[str]:
+        with appearing(dst) as partial:
+            return export.write(origin, layout, partial, progress)
+
+    return list(origin.lines), _size(origin), work
+
+
+def _import(found: folder.Folder, dst: Path, progress: Progress) -> list[str]:
+    weights = {name: c.weights() for name, c in found.components.items()}
+    items: dict[str, dict] = {}
+    for name, w in weights.items():
+        items.setdefault(source.item(name), {}).update(w.plan())
+    slices = ((source.item(name), *piece) for name, w in weights.items() for piece in w.slices())
+    used = {path for c in found.components.values() for path in c.tensors.files}
+    root = found.path if found.path.is_dir() else found.path.parent
+    with appearing(dst) as partial, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        hashes = pool.submit(manifest.hash_files, [*used, *found.files.values()], root)
+        checkpoint.write_arrays(partial / source.WEIGHTS, items, slices, progress)
+        for name, path in found.files.items():
+            target = partial / source.FILES / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        names = {name: source.item(name) for name in weights}
+        table = manifest.build(found, weights, names, hashes.result())
+        (partial / manifest.NAME).write_text(json.dumps(table, indent=1) + "\n")
+    return []
+
+
+def load(path: str | Path, items: dict[str, dict]) -> dict[str, dict]:
+    """Parameters of an imported checkpoint, placed as `items` (item → tree of ShapeDtypeStructs) say, on any mesh.
+
+    items may name a part of a tree, for example `cosmos.part(abstract, "reasoner")`: nothing else is read.
+    """
+    path = Path(path)
+    manifest.read(path)
+    return checkpoint.load_arrays((path / source.WEIGHTS).absolute(), items)
+
+
+@contextlib.contextmanager
+def appearing(dst: Path) -> Iterator[Path]:
+    """A folder that gets its name when it is complete and on disk; nothing is left of one that fails."""
+    partial = dst.with_name(dst.name + ".partial").absolute()
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.sync()
+        partial.rename(dst.absolute())
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _size(origin: source.Source) -> int:
+    arrays = (x for _, w in origin.components.values() for x in w.arrays.values())
+    return sum(x.size * x.dtype.itemsize for x in arrays)

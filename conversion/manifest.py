@@ -1,0 +1,142 @@
+"""manifest.json of an imported checkpoint: where it came from, what it is, and every default that came along.
+
+In: an opened PyTorch folder. Out: a JSON table. It is written last, so a checkpoint without it is not complete.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from conversion.check import ConversionError
+from conversion.folder import Component, Folder
+from conversion.weights import Foreign
+from cosmos_jax.config import to_dict
+from cosmos_jax.sampling import scheduler_config
+
+NAME, FORMAT = "manifest.json", 1
+PACKAGES = ("jax", "flax", "orbax-checkpoint", "tensorstore", "numpy", "ml-dtypes")
+BLOCK = 16 << 20
+
+
+def build(folder: Folder, weights: Mapping[str, Foreign], items: Mapping[str, str], hashes: Mapping[str, str]) -> dict:
+    """weights: component → its parameters. items: component → item of the Orbax checkpoint. hashes: file → sha256."""
+    return {
+        "format": FORMAT,
+        "source": {"path": str(folder.path.absolute()), "layout": folder.layout, "sha256": dict(hashes)},
+        "components": {
+            name: _component(c, weights[name], items[name]) for name, c in folder.components.items()
+        },
+        "scheduler": scheduler(folder),
+        "prompts": prompts(folder),
+        "action_statistics": _statistics(folder),
+        "files": sorted(folder.files),
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _component(c: Component, weights: Foreign, item: str) -> dict[str, Any]:
+    dtypes: dict[str, int] = {}
+    for name in {e.source for e in c.entries}:
+        dtype = str(c.tensors.dtypes[name])
+        dtypes[dtype] = dtypes.get(dtype, 0) + 1
+    return {
+        "item": item,
+        "config": to_dict(c.config),
+        "tensors": dtypes,
+        "parameters": sum(x.size for x in weights.arrays.values()),
+        "paths": ["/".join(k) for k in weights.arrays],
+        "narrowed": weights.narrowed,
+        "dropped": c.dropped,
+    }
+
+
+def scheduler(folder: Folder) -> dict | None:
+    """The checkpoint's own scheduler file, and one line that says what it asks for."""
+    if folder.scheduler is None:
+        return None
+    native = bool((folder.index or {}).get("use_native_flow_schedule", False))
+    modular = folder.files.get("modular_model_index.json")
+    sigmas = json.loads(modular.read_text()).get("distilled_sigmas") if modular else None
+    distilled = sigmas or folder.scheduler.get("fixed_step_sampler_config")
+    _, line = scheduler_config.from_config(folder.scheduler, None if distilled else 35, native=native, sigmas=sigmas)
+    return {"config": folder.scheduler, "native_flow_schedule": native, "distilled_sigmas": sigmas, "choice": line}
+
+
+def prompts(folder: Folder) -> dict | None:
+    """What the pipeline's index says about prompts. diffusers' own default is a system prompt."""
+    if folder.index is None:
+        return None
+    stated = folder.index.get("default_use_system_prompt")
+    return {
+        "convention": "diffusers",
+        "use_system_prompt": True if stated is None else bool(stated),
+        "stated": stated is not None,
+    }
+
+
+def describe(folder: Folder) -> list[str]:
+    """What a user should read before believing in the result: every choice, and what is missing."""
+    out = []
+    for name, c in folder.components.items():
+        size = sum(math.prod(c.tensors.shapes[e]) for e in {e.source for e in c.entries})
+        out.append(f"{name}: {len({e.source for e in c.entries})} tensors, {size:,} parameters")
+        out += [f"{name}: dropped {k}: {why}" for k, why in c.dropped.items()]
+    s, p = scheduler(folder), prompts(folder)
+    if folder.layout == "diffusers":
+        out.append(f"scheduler: {s['choice'] if s else 'none in the folder'}")
+        how = "with" if p and p["use_system_prompt"] else "without"
+        stated = (
+            "as model_index.json says" if p and p["stated"] else "diffusers' default, model_index.json says nothing"
+        )
+        out.append(f"prompts: {how} a system prompt ({stated})" if p else "prompts: no model_index.json says how")
+        out.append(f"action statistics: {', '.join(_statistics(folder) or {}) or 'none in the folder'}")
+    return out
+
+
+def _statistics(folder: Folder) -> dict | None:
+    """Statistics of actions, where the folder carries them: every *stats*.json, and the policy of checkpoint.json."""
+    found = {k: json.loads(p.read_text()) for k, p in folder.files.items() if "stats" in p.stem and p.suffix == ".json"}
+    if "checkpoint.json" in folder.files:
+        policy = json.loads(folder.files["checkpoint.json"].read_text()).get("policy")
+        found |= {"checkpoint.json: policy": policy} if policy else {}
+    return found or None
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """sha256 of files, by their names relative to root."""
+
+    def one(path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as f:
+            while block := f.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        paths = sorted(set(paths))
+        return {str(p.relative_to(root)): h for p, h in zip(paths, pool.map(one, paths), strict=True)}
+
+
+def read(path: Path) -> dict:
+    """The manifest of an imported checkpoint. ConversionError when it is absent or of another format."""
+    file = path / NAME
+    if not file.is_file():
+        raise ConversionError(f"{path} has no {NAME}: it is no imported checkpoint, or its writing was interrupted.")
+    table = json.loads(file.read_text())
+    if table.get("format") != FORMAT:
+        raise ConversionError(
+            f"{file} has format {table.get('format')!r}; this version reads {FORMAT}. Convert it again."
+        )
+    return table

@@ -1,0 +1,89 @@
+"""Where weights may come from: a PyTorch folder, an imported Orbax checkpoint, a training run here.
+
+In: a path. Out: `Source`: per component its config and its parameters, unread; and the files that travel with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conversion import folder, manifest
+from conversion.check import ConversionError
+from conversion.weights import Stored, Weights
+from cosmos_jax import checkpoint
+from cosmos_jax.codecs.avae_config import AVAEConfig
+from cosmos_jax.codecs.wan import WanConfig
+from cosmos_jax.config import Config, ModelConfig, from_dict
+
+WEIGHTS, FILES = "weights", "files"  # inside an imported checkpoint, beside its manifest
+CONFIGS: dict[str, type] = {"vae": WanConfig, "sound_tokenizer": AVAEConfig}  # any other component: ModelConfig
+ITEMS = {"vae": "vae", "sound_tokenizer": "sound_tokenizer"}  # any other component: "model"
+
+
+@dataclass(frozen=True)
+class Source:
+    path: Path
+    layout: str  # of the PyTorch folder, or where these weights came from; "run" for a training run here
+    components: dict[str, tuple[Any, Weights]]  # name → config, parameters
+    files: dict[str, Path] = field(default_factory=dict)  # configs and tokenizers, by their names in that layout
+    lines: tuple[str, ...] = ()  # what a user should read
+
+
+def item(component: str) -> str:
+    """The item of the Orbax checkpoint that holds a component; both towers and the eye share one tree."""
+    return ITEMS.get(component, "model")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this is an Orbax checkpoint: imported, or of a run."""
+    return (path / manifest.NAME).is_file() or (path / "checkpoints").is_dir()
+
+
+def open_source(path: Path, model: ModelConfig | None = None, average: bool | None = None) -> Source:
+    """Recognise what `path` holds. ConversionError, FileError or CheckpointError: one sentence."""
+    if (path / manifest.NAME).is_file():
+        folder._not_asked(path, model, average)
+        return _imported(path)
+    if (path / "checkpoints").is_dir():
+        return _run(path, average)
+    found = folder.open_folder(path, model, average)
+    return from_folder(found)
+
+
+def from_folder(found: folder.Folder) -> Source:
+    components = {name: (c.config, c.weights()) for name, c in found.components.items()}
+    return Source(found.path, found.layout, components, found.files, tuple(manifest.describe(found)))
+
+
+def _imported(path: Path) -> Source:
+    table = manifest.read(path)
+    components = {}
+    for name, c in table["components"].items():
+        cfg = from_dict(c["config"], CONFIGS.get(name, ModelConfig), name)
+        stores = checkpoint.open_arrays(path / WEIGHTS, c["item"])
+        own = {"/".join(k): x for k, x in stores.items()}
+        components[name] = (cfg, Stored({tuple(k.split("/")): own[k] for k in c["paths"]}, c["narrowed"]))
+    files = {name: path / FILES / name for name in table["files"]}
+    return Source(path, table["source"]["layout"], components, files)
+
+
+def _run(path: Path, average: bool | None) -> Source:
+    """The newest complete step of a training run: its transformer, and the eye of its reasoner."""
+    config: Config = checkpoint.load_config(path / "checkpoints")
+    step = checkpoint.find((path / "checkpoints").absolute())
+    stores = checkpoint.open_arrays(step, "state")
+    averaged = {k[1:]: x for k, x in stores.items() if k[0] == "ema"}
+    if average and not averaged:
+        raise ConversionError(f"{step} holds no average (optim.ema was 0); ask for --params=params.")
+    params = {k[1:]: x for k, x in stores.items() if k[0] == "params"}
+    if average is not False:
+        params |= averaged
+    which = "the averaged parameters" if averaged and average is not False else "the last parameters"
+    components: dict[str, tuple[Any, Weights]] = {
+        "transformer": (config.model, Stored({k: x for k, x in params.items() if k[0] != "vit"}))
+    }
+    if config.model.vision:
+        components["vision_encoder"] = (config.model, Stored({k: x for k, x in params.items() if k[0] == "vit"}))
+    return Source(path, "run", components, {}, (f"step {step.name}, {which}; the toy's tokenisers are not exported",))

@@ -1,0 +1,164 @@
+"""Parameters that are not in memory: read a layer at a time, whoever holds them.
+
+In: a name map over lazily read PyTorch tensors, or the arrays of an Orbax checkpoint. Out: `Weights`, which every writer
+takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens only where
+the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from conversion.check import ConversionError
+from conversion.names import Entry, their_shape, to_ours, to_theirs
+from cosmos_jax.checkpoint import CHUNK, Planned
+
+Path = tuple[str, ...]
+Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # name → dtype, shape
+
+
+class Weights:
+    """arrays: path → shape and dtype. narrowed: "path[layer]" → dtype, of layers that were narrower in the source."""
+
+    arrays: dict[Path, jax.ShapeDtypeStruct]
+    narrowed: dict[str, str]
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        """The parameter, or one layer of a stacked one; perhaps a strided view of a memory-mapped file."""
+        raise NotImplementedError
+
+    def dtype(self, path: Path, layer: int | None) -> np.dtype:
+        """What the source had."""
+        return jnp.dtype(self.narrowed.get(_name(path, layer), self.arrays[path].dtype))
+
+
+class Foreign(Weights):
+    """A PyTorch checkpoint seen through a name map. Check the map first (conversion/check.py)."""
+
+    def __init__(self, entries: Iterable[Entry], tensors: Any, target: Mapping):
+        """tensors: Mapping name → array with `.dtypes`. target: nested dict of the model's parameters or shapes."""
+        self.source, self.at = tensors, {(e.path, e.layer): e for e in entries}
+        self.stacked = frozenset(path for path, layer in self.at if layer is not None)
+        dtypes: dict[Path, dict[int | None, np.dtype]] = {}
+        for (path, layer), e in self.at.items():
+            dtypes.setdefault(path, {})[layer] = tensors.dtypes[e.source]
+        shapes = flatten_dict(dict(target))
+        self.arrays, self.narrowed = {}, {}
+        for path, found in dtypes.items():
+            wide = _widest(path, set(found.values()))
+            self.arrays[path] = jax.ShapeDtypeStruct(shapes[path].shape, wide)
+            self.narrowed |= {_name(path, i): d.name for i, d in found.items() if d != wide}
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        if layer is None and path in self.stacked:
+            return np.stack([self.read(path, i) for i in range(self.arrays[path].shape[0])])
+        e = self.at[path, layer]
+        return to_ours(e, self.source[e.source]).astype(self.arrays[path].dtype, copy=False)
+
+    def plan(self) -> dict[Path, Planned]:
+        """How `slices` will come: a large stacked parameter a layer at a time, any other whole."""
+        large = {k for k in self.stacked if self.arrays[k].size * self.arrays[k].dtype.itemsize > CHUNK}
+        return {k: Planned(x.shape, x.dtype, k in large) for k, x in self.arrays.items()}
+
+    def slices(self) -> Iterator[tuple[Path, int | None, np.ndarray]]:
+        """Every parameter once."""
+        for path, x in self.plan().items():
+            for layer in range(x.shape[0]) if x.layered else (None,):
+                yield path, layer, self.read(path, layer)
+
+
+class Stored(Weights):
+    """Arrays of an Orbax checkpoint (`checkpoint.open_arrays`)."""
+
+    def __init__(self, stores: Mapping[Path, Any], narrowed: Mapping[str, str] | None = None):
+        self.stores, self.narrowed = dict(stores), dict(narrowed or {})
+        self.arrays = {k: jax.ShapeDtypeStruct(x.shape, x.dtype.numpy_dtype) for k, x in self.stores.items()}
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        x = self.stores[path]
+        return (x if layer is None else x[layer]).read().result()
+
+
+class Merged(Weights):
+    """Several that hold different parameters of one model."""
+
+    def __init__(self, *parts: Weights):
+        self.owner = {path: part for part in parts for path in part.arrays}
+        self.arrays = {path: part.arrays[path] for path, part in self.owner.items()}
+        self.narrowed = {k: v for part in parts for k, v in part.narrowed.items()}
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        return self.owner[path].read(path, layer)
+
+
+def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterator[tuple[str, np.ndarray]]]:
+    """The PyTorch side: (name → dtype and shape, the tensors one at a time in that order), as file writers want them."""
+    found: dict[str, list[Entry]] = {}
+    for e in entries:
+        found.setdefault(e.source, []).append(e)
+    layout = {}
+    for name, (e, *_) in found.items():
+        shape = weights.arrays[e.path].shape
+        layout[name] = (weights.dtype(e.path, e.layer), their_shape(e, shape if e.layer is None else shape[1:]))
+
+    def stream():
+        for name, parts in found.items():
+            pieces = [to_theirs(e, weights.read(e.path, e.layer)) for e in sorted(parts, key=lambda e: e.part)]
+            x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            yield name, x.astype(layout[name][0], copy=False)
+
+    return layout, stream()
+
+
+def place(weights: Foreign, abstract: Mapping) -> dict:
+    """Parameters straight from PyTorch files, in the dtypes and places of `abstract` (ShapeDtypeStructs, shardings).
+
+    Only what `abstract` names is read; the part of each device is assembled alone, a layer at a time. ConversionError:
+    a missing parameter or another shape.
+    """
+
+    def one(path: Path, want: jax.ShapeDtypeStruct) -> jax.Array:
+        have = weights.arrays.get(path)
+        if have is None or have.shape != want.shape:
+            what = f"has the shape {list(have.shape)}" if have else "is absent"
+            raise ConversionError(f"{_name(path)} {what} in the checkpoint, but {list(want.shape)} is asked for.")
+
+        def part(at: tuple[slice, ...]) -> np.ndarray:
+            if path not in weights.stacked:
+                return weights.read(path)[at].astype(want.dtype)
+            layers = range(*at[0].indices(want.shape[0]))
+            return np.stack([weights.read(path, i)[at[1:]].astype(want.dtype) for i in layers])
+
+        return jax.make_array_from_callback(want.shape, want.sharding, part)
+
+    return unflatten_dict({k: one(k, x) for k, x in flatten_dict(dict(abstract)).items()})
+
+
+def _widest(path: Path, dtypes: set[np.dtype]) -> np.dtype:
+    try:
+        wide = functools.reduce(jnp.promote_types, dtypes)
+    except ValueError:  # jax promotes float8 only when told to
+        wide = None
+    if wide is None or (len(dtypes) > 1 and any(not _holds(wide, d) for d in dtypes)):
+        names = ", ".join(sorted(d.name for d in dtypes))
+        raise ConversionError(f"the layers of {_name(path)} have the dtypes {names}, which no dtype holds exactly.")
+    return wide
+
+
+def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
+    """Every value of `narrow` is one of `wide` (floating point)."""
+    if not (jnp.issubdtype(wide, jnp.floating) and jnp.issubdtype(narrow, jnp.floating)):
+        return wide == narrow
+    a, b = jnp.finfo(wide), jnp.finfo(narrow)
+    return a.nmant >= b.nmant and a.maxexp >= b.maxexp and a.minexp <= b.minexp
+
+
+def _name(path: Path, layer: int | None = None) -> str:
+    return "/".join(path) + ("" if layer is None else f"[{layer}]")

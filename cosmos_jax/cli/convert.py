@@ -1,0 +1,36 @@
+"""`convert`: PyTorch checkpoints to ours and back.
+
+In: options. Out: the work: a bar, and a line for whatever did not come along (conversion/convert.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from conversion import convert
+from cosmos_jax.cli.options import config_of, require
+
+
+def prepare(options) -> Callable[[], None]:
+    """Check source, names, shapes and target; nothing is moved before the work."""
+    require(options, "source", "target")
+    model = config_of(options).model if options.config else None
+    average = None if options.params is None else options.params == "ema"
+    lines, size, work = convert.prepare(options.source, options.target, options.layout, model, average)
+    for line in lines:
+        print(line)
+
+    def run() -> None:
+        began = time.monotonic()
+        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(TextColumn("{task.description}"), *columns) as bar:
+            moving = bar.add_task(options.layout, total=size)
+            left = work(lambda nbytes: bar.advance(moving, nbytes))
+        for line in left:
+            print(f"not in {options.target}: {line}")
+        print(f"{options.target}: {size / 1e9:.3f} GB in {time.monotonic() - began:.1f} s")
+
+    return run
