@@ -51,7 +51,7 @@ def golden(load: reference.Load, config: dict, index: dict) -> Golden:
     kws = [inputs.inputs(ref, und_len=n, **CONDITIONS) for n in CAPTIONS]  # type: ignore[arg-type]
     kws[1]["input_ids"] = kws[1]["input_ids"] + 11
     made, _ = schedule.build(config, index)
-    distilled = schedule.steps_of(config) is None
+    distilled = schedule.fixed(config, index) is not None
     g = Golden(kws, config, index, 1.0 if distilled else GUIDANCE)
     x = {n: kws[0][f"{n}_tokens"][0] for n in inputs.present(kws[0])}
     x["vision"] = x["vision"][0]
@@ -141,11 +141,11 @@ def check(g: Golden, params: dict, cfg: ModelConfig, plan: Schedule | None = Non
             after = g.latents[i + 1][n]
             out += [
                 rows.compare((NAME, "velocity", f"step {i}: {n}"), np.stack([o[n] for o in ours]), want, limit, alone=True,
-                             line=f"{n}: velocity of the reference's latents", **at, **known),
+                             plot=f"{n}: velocity at each step", **at, **known),
                 rows.compare((NAME, "next latents", f"step {i}: {n}"), ends[0][n], after, rows.NEXT_LATENTS, alone=True,
-                             line=f"{n}: latents after one step", **at),
+                             plot=f"{n}: latents after each step", **at),
                 rows.compare((NAME, "all on our own", f"step {i}: {n}"), ends[1][n], after, rows.FREE_LATENTS,
-                             line=f"{n}: latents, errors add up", floor=free_floor(i + 1), **at),
+                             plot=f"{n}: latents after each step", floor=free_floor(i + 1), **at),
             ]  # fmt: skip
     return out
 

@@ -24,6 +24,7 @@ NEXT_LATENTS = 1e-6  # one denoising step, fed the reference's latents
 FREE_LATENTS = 5e-5  # all denoising steps on our own
 HALF = 1.25  # in bfloat16: at most this many times the error of PyTorch's own bfloat16
 BFLOAT16 = "bfloat16"  # the part of such rows
+ADDED, ALONE = "errors add up", "each one alone"  # the lines of a chart
 PEAK = 10  # max|a−b|/rms may be this many times the relL2 threshold
 
 
@@ -37,7 +38,7 @@ def by_depth(layers: int) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `line` and `index` place it in a plot (a layer, a stage or a step); None: it is in no plot."""
+    """One comparison. `plot`, `line` and `index` (a layer, a stage or a step) place it in a chart; None: in none."""
 
     component: str
     part: str
@@ -48,6 +49,7 @@ class Row:
     peak_limit: float | None = None
     floor: float | None = None  # None: there is none to state (exact rows), or it was not measured
     floor_from: str = ""  # measured | published | torch's bfloat16
+    plot: str | None = None  # ends with what is counted: layer, stage or step
     line: str | None = None
     index: int | None = None
     alone: bool = False  # one layer, stage or step, fed the reference's own input
@@ -84,7 +86,7 @@ def compare(
     exact64=None,
     floor: float | None = None,
     peaks: bool = True,
-    line: str | None = None,
+    plot: str | None = None,
     index: int | None = None,
     alone: bool = False,
     note: str = "",
@@ -99,7 +101,8 @@ def compare(
     if exact64 is not None:
         floor, source = relative(want, exact64)[0], "measured"
     held = PEAK * limit if peaks and limit else None
-    return Row(*where, rel, peak, limit, held, floor, source, line, index, alone, note)
+    line = None if plot is None else ALONE if alone else ADDED
+    return Row(*where, rel, peak, limit, held, floor, source, plot, line, index, alone, note)
 
 
 def exact(where: tuple[str, str, str], ours, want, note: str = "") -> Row:
@@ -144,7 +147,7 @@ def chain(
         golden = want[name].astype(np.float32)
         known = {"exact64": want64[name]} if want64 else {"floor": floor}
         out.append(compare((component, part, f"after {name}"), mine, want[name], limit, peaks=False,
-                           line=f"{part}: errors add up", index=i, **known))  # fmt: skip
+                           plot=f"{part}, after each stage", index=i, **known))  # fmt: skip
         out.append(compare((component, part, f"{name} alone"), alone, want[name], limit, peaks=False,
-                           line=f"{part}: each stage alone", index=i, alone=True))  # fmt: skip
+                           plot=f"{part}, after each stage", index=i, alone=True))  # fmt: skip
     return out

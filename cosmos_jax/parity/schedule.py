@@ -45,36 +45,39 @@ class Golden:
     note: str = ""
 
 
-def steps_of(config: dict) -> int | None:
-    """35, or None where the checkpoint fixes its own list of sigmas (the distilled models)."""
-    return None if config.get("fixed_step_sampler_config") or config.get("distilled_sigmas") else STEPS
+def fixed(config: dict, index: dict) -> list[float] | None:
+    """The list of sigmas that a distilled checkpoint fixes; None for the others."""
+    return (config.get("fixed_step_sampler_config") or {}).get("t_list") or index.get("distilled_sigmas")
 
 
 def build(config: dict, index: dict) -> tuple[Any, str]:
-    """(diffusers' scheduler with its timesteps set, a note). index: `model_index.json`, which may ask for the native
-    grid; diffusers has no class for Edge's scheduler, whose grid is therefore handed to its UniPC."""
-    name, steps = config.get("_class_name"), steps_of(config)
+    """(diffusers' scheduler with its timesteps set, a note).
+
+    index: `model_index.json`, which may ask for the native grid, with `distilled_sigmas` of `modular_model_index.json`.
+    diffusers has no class for Edge's scheduler, whose grid is therefore handed to its UniPC.
+    """
+    name, sigmas = config.get("_class_name"), fixed(config, index)
     fields = {k: v for k, v in config.items() if not k.startswith("_")}
     if name == scheduler_config.EULER:
         solver = diffusers.FlowMatchEulerDiscreteScheduler.from_config(fields)
-        fixed = (config.get("fixed_step_sampler_config") or {}).get("t_list")
-        solver.set_timesteps(**({"sigmas": fixed} if fixed else {"num_inference_steps": steps}))
+        solver.set_timesteps(**({"sigmas": sigmas} if sigmas else {"num_inference_steps": STEPS}))
         return solver, ""
     solver = diffusers.UniPCMultistepScheduler.from_config(fields)
     train, grid, note = fields.get("num_train_timesteps", 1000), None, ""
     if name == scheduler_config.EDGE:
-        grid = np.linspace(float(np.float32(1 - 1 / train)), 0.0, steps + 1)[:-1]
+        grid = np.linspace(float(np.float32(1 - 1 / train)), 0.0, STEPS + 1)[:-1]
         note = "diffusers has no such class: its UniPC on the framework's grid"
     elif index.get("use_native_flow_schedule"):
-        grid = np.linspace(1 - 1 / train, 0.0, steps + 1)[:-1]
-    solver.set_timesteps(steps, sigmas=grid)
+        grid = np.linspace(1 - 1 / train, 0.0, STEPS + 1)[:-1]
+    solver.set_timesteps(STEPS, sigmas=grid)
     return solver, note
 
 
 def ours(config: dict, index: dict) -> tuple[Schedule, str]:
     """Our schedule, and the line that describes it."""
     native = bool(index.get("use_native_flow_schedule")) and config.get("_class_name") == scheduler_config.UNIPC
-    return scheduler_config.from_config(config, steps_of(config), native=native)
+    sigmas = fixed(config, index)
+    return scheduler_config.from_config(config, None if sigmas else STEPS, native=native, sigmas=sigmas)
 
 
 def fresh(solver: Any, shape: tuple[int, ...], count: int, seed: int = SEED) -> tuple[dict, np.ndarray | None]:
@@ -140,6 +143,6 @@ def check(g: Golden, schedule: Schedule | None = None) -> list[Row]:
         for i, want in enumerate(g.path):
             out.append(rows.compare(
                 (NAME, "solver", f"step {i}, {how}"), path[i], want, rows.TRAJECTORY, floor=FLOOR, peaks=False,
-                line=f"solver on {how}", index=i, alone=alone,
+                plot="solver, after each step", index=i, alone=alone,
             ))  # fmt: skip
     return out

@@ -234,17 +234,17 @@ def layer_rows(g: Golden, params: dict, cfg: ModelConfig, name: str, change: Cha
         for k, (stream, count) in enumerate((("und", u), ("gen", n))):
             truth = (want.und, want.gen)[k][i]
             kw64 = {"exact64": (run64.und, run64.gen)[k][i]} if run64 else {"floor": floor(max(i, 1))}
+            plot = f"{name if probe else 'float32'}: {stream} stream, after each layer"
             limit = rows.PROBE if probe else max(rows.by_depth(i), rows.LAYER)
             what = f"{stream}: the embedding" if i == 0 else f"{stream}: after layer {i - 1}"
             ours = np.asarray((und, gen)[k])[0, :count]
             out.append(rows.compare(
-                (NAME, part, what), ours, truth, limit, peaks=False, line=f"{stream}: errors add up", index=i, **kw64
+                (NAME, part, what), ours, truth, limit, peaks=False, plot=plot, index=i, **kw64
             ))  # fmt: skip
             if i:
                 out.append(rows.compare(
                     (NAME, part, f"{stream}: layer {i - 1} alone"), np.asarray(alone[k])[0, :count], truth,
-                    rows.PROBE if probe else rows.LAYER, peaks=False, line=f"{stream}: each layer alone", index=i,
-                    alone=True,
+                    rows.PROBE if probe else rows.LAYER, peaks=False, plot=plot, index=i, alone=True,
                 ))  # fmt: skip
     ends, _ = walk.heads(params, cfg, batch, *path[-1], precision=HIGHEST)
     whole = apply(params, cfg, batch, times(kw), HIGHEST).velocity

@@ -12,7 +12,7 @@ import numpy as np
 
 from cosmos_jax.report.html import escape
 
-COLOURS = ("#2557d6", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0b7285")
+COLOURS = ("#2557d6", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0b7285", "#c4161c")
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 26, 40
 
