@@ -1,4 +1,4 @@
-"""The look of the comparison: one HTML page with inline SVG charts, on the style of the project's other report.
+"""The look of the comparison: one HTML page on the style of the project's other report.
 
 In: a `run.Result`, its verdict, the explanations. Out: HTML.
 """
@@ -10,155 +10,115 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from cosmos_jax.parity import rows
+from cosmos_jax.parity import figures, rows
 from cosmos_jax.parity.rows import Row
-from cosmos_jax.report.charts import Line, chart
-from cosmos_jax.report.html import card, escape, page, table
+from cosmos_jax.report.html import escape, page, table
 
 if TYPE_CHECKING:
     from cosmos_jax.parity.run import Result
 
 TITLE = "Parity with PyTorch"
-LOW, HIGH = -4.0, 1.0  # decades of error/threshold in the overview
-STYLE = """<style>.verdict-line { font-size:20px; margin:14px 0 18px; max-width:none }
-td.number, th.number { text-align:right } .overview { background:var(--paper); border:1px solid var(--line);
-border-radius:12px; padding:16px; margin:8px 0 4px } .overview svg { width:100% } section table { margin:4px 0 18px }
-td.number { font-family:ui-monospace,monospace; font-size:13px } .charts { margin:14px 0 22px } h3 { margin-top:26px }
-dt { font-weight:600; margin-top:10px } dd { margin:2px 0 0; max-width:80ch }</style>"""
+STYLE = """<style>
+header p { max-width:88ch } .verdict-line { font-size:20px; margin:14px 0 18px }
+.sheet { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:14px 16px; margin:10px 0 16px }
+.sheet svg { width:100%; display:block } .sheet p { margin:8px 0 0; max-width:none }
+.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(420px,1fr)); gap:16px; margin:10px 0 16px }
+.plots figure { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:8px 10px 4px }
+.plots svg { width:100%; display:block }
+td.number, th.number { text-align:right; white-space:nowrap; font-size:13px }
+td.number { font-family:ui-monospace,SFMono-Regular,Menlo,monospace }
+td.first { color:var(--soft); white-space:nowrap } details { margin:8px 0 0 } details table { margin-top:8px }
+dt { font-weight:600; margin-top:12px } dd { margin:2px 0 0; max-width:84ch } td a { color:var(--accent); white-space:nowrap }
+</style>"""
 
 
 def html(result: Result, headline: str, explained: Iterable[tuple[str, str]]) -> str:
     """The whole document."""
-    good = not rows.failures(result.rows)
-    mood = "good" if good else "bad"
+    mood = "bad" if rows.failures(result.rows) else "good"
     compared = ", ".join(f"{n} ({count:,} parameters)" for n, count in result.facts["parameters"].items())
     lead = (
         f'{STYLE}<p class="verdict-line {mood}"><b>{escape(headline)}</b></p>'
         "<p>The same inputs through PyTorch (diffusers, transformers) and through this project's JAX code, in float32, "
-        f"from the same checkpoint: {escape(compared)}. Every array between the two ends is compared too, layer by "
+        f"from the same checkpoint: {escape(compared)}. What lies between input and output is compared too, layer by "
         "layer and step by step.</p>"
     )
     body = [("overview", "Overview", overview(result))]
-    for name in components(result.rows):
-        own = [r for r in result.rows if r.component == name]
-        body.append((name.replace(" ", "-"), name[0].upper() + name[1:], component(own)))
+    for name, own in groups(result.rows, lambda r: r.component):
+        body.append((_anchor(name), name[0].upper() + name[1:], component(own)))
     reading = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in explained)
     body.append(("reading", "How to read it", f"<dl>{reading}</dl>"))
-    body.append(("facts", "Facts of this run", facts(result)))
+    body.append(("facts", "Facts", facts(result)))
     return page(TITLE, lead, body)
 
 
 def overview(result: Result) -> str:
-    """A dot for every row on the scale of its own threshold, and a table."""
+    """A dot for every row, and a line for every component."""
     lines, css = [], []
-    for name in components(result.rows):
-        own = [r for r in result.rows if r.component == name]
-        bad, w = rows.failures(own), worst(own)
-        mood = "bad" if bad else "good"
-        said = f'<td class="verdict {mood}">{f"{len(bad)} FAIL" if bad else "pass"}</td>'
-        first = rows.first_divergence(own)
+    for name, own in groups(result.rows, lambda r: r.component):
+        bad, first, w = rows.failures(own), rows.first_divergence(own), worst(own)
         where = f"first divergence: {first.part}, {first.what}" if first else f"{w.part}, {w.what}"
-        link = f'<a href="#{name.replace(" ", "-")}">{escape(name)}</a>'
-        lines.append([link, _right(str(len(own))), said, _right(number(w.rel)), _right(number(w.limit)),
-                      _right(floor(w)), f'<span class="note">{escape(where)}</span>'])  # fmt: skip
+        lines.append([
+            f'<a href="#{_anchor(name)}">{escape(name)}</a>', _right(str(len(own))), _verdict(bad), _right(number(w.rel)),
+            _right(number(w.limit)), _right(floor(w)), f'<span class="note">{escape(where)}</span>', _right(half(own)),
+        ])  # fmt: skip
         css.append("lost" if bad else "")
-    head = ["component", "rows", "verdict", "closest to its threshold", "threshold", "noise floor", "where"]
+    head = ["component", ">rows", "verdict", ">largest error", ">its threshold", ">noise floor", "where",
+            ">bfloat16, ours / theirs"]  # fmt: skip
     notes = "".join(f'<p class="note">{escape(n)}</p>' for n in result.notes)
-    return f'<div class="overview">{dots(result.rows)}</div>{table(head, lines, css)}{notes}'
-
-
-def dots(found: list[Row]) -> str:
-    """Error over threshold, logarithmic: left of the line is a pass. Rows without tolerance are passes or fails."""
-    names, width, left, step = components(found), 1040, 170, 30
-    height = 46 + step * len(names)
-    span = width - left - 20
-
-    def px(value: float) -> float:
-        decade = math.log10(value) if value > 0 else LOW
-        return left + span * (min(max(decade, LOW), HIGH) - LOW) / (HIGH - LOW)
-
-    out = []
-    for d in range(int(LOW), int(HIGH) + 1):
-        x = px(10.0**d)
-        stroke, w = ("#c4161c", 1.6) if d == 0 else ("#e4e7ec", 1)
-        out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - 34}" stroke="{stroke}" stroke-width="{w}"/>')
-        text = "threshold" if d == 0 else f"1/{10**-d:,}" if d < 0 else f"{10**d}×"
-        out.append(f'<text x="{x:.1f}" y="{height - 18}" text-anchor="middle">{text}</text>')
-    for k, name in enumerate(names):
-        y = 22 + step * k
-        out.append(f'<text class="title" x="{left - 14}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        for i, r in enumerate(r for r in found if r.component == name):
-            share = r.rel / r.limit if r.limit else (0.0 if r.passed else math.inf)
-            colour = "#2557d6" if r.passed else "#c4161c"
-            hint = escape(f"{r.part}: {r.what}: relL2 {number(r.rel)}, threshold {number(r.limit)}")
-            out.append(
-                f'<circle cx="{px(share):.1f}" cy="{y + (i * 7 % 17) - 8}" r="{3 if r.passed else 4.5}" fill="{colour}" '
-                f'fill-opacity="{0.45 if r.passed else 0.9}"><title>{hint}</title></circle>'
-            )
-    label = "every comparison as a share of its own threshold; at the left edge: equal, bit for bit, or below 1/10,000"
-    out.append(f'<text x="{left}" y="{height - 2}">{label}</text>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(out)}</svg>'
+    picture = f'<div class="sheet">{figures.dots(result.rows)}<p class="note">{escape(figures.LABEL)}</p></div>'
+    return picture + _sheet(head, lines, css) + notes
 
 
 def component(own: list[Row]) -> str:
-    """Charts, then a table for each part; the rows that a chart shows are folded away."""
-    drawn = charts(own)
-    out = f'<div class="charts wide">{"".join(card("", d) for d in drawn)}</div>' if drawn else ""
-    for part, group in groups(own):
-        plotted = [r for r in group if r.plot]
-        plain = [r for r in group if not r.plot]
-        bad = rows.failures(plotted)
-        out += f"<h3>{escape(part)}</h3>"
-        out += _table(plain + bad)
-        if plotted:
-            w = worst(plotted)
-            said = f"all {len(plotted)} rows of the charts; closest to its threshold: {w.what}, {number(w.rel)}"
-            out += f"<details><summary>{escape(said)}</summary>{_table(plotted)}</details>"
-    return out
+    """Charts; a table in which each chart is one line; all rows of the charts, folded away."""
+    drawn = figures.by_depth(own)
+    out = f'<div class="plots">{"".join(f"<figure>{d}</figure>" for d in drawn)}</div>' if drawn else ""
+    shown: list[tuple[Row, str]] = []
+    for _, group in groups(own, lambda r: r.part):
+        for plot, rest in groups((r for r in group if r.plot), lambda r: r.plot or ""):
+            bad = rows.failures(rest)
+            count = f"{len(rest)} rows of the chart “{plot}”; closest to its threshold: "
+            shown += [(r, "") for r in bad] if bad else [(worst(rest), count)]
+        shown += [(r, "") for r in group if not r.plot]
+    plotted = [(r, "") for r in own if r.plot]
+    if plotted:
+        folded = f"<details><summary>All {len(plotted)} rows of the charts</summary>{_rows(plotted)}</details>"
+        return out + _rows(shown) + folded
+    return out + _rows(shown)
 
 
-def charts(own: list[Row]) -> list[str]:
-    """One for each plot: our error, the noise floor, the threshold."""
-    out = []
-    for plot in dict.fromkeys(r.plot for r in own if r.plot):
-        here = [r for r in own if r.plot == plot]
-        lines = []
-        for colour, name in enumerate((rows.ADDED, rows.ALONE)):
-            lines += _line(name, [(r.index, r.rel) for r in here if r.line == name], colour)
-        lines += _line("noise floor", [(r.index, r.floor) for r in here if r.floor], 2, dashed=True)
-        for k, limit in enumerate(dict.fromkeys(r.limit for r in here if r.line == rows.ADDED) or {here[0].limit}):
-            edge = [r.index for r in here if r.limit == limit]
-            if k == 0 or len(edge) > 1:
-                lines += _line("threshold" if not k else "", [(i, limit) for i in (min(edge), max(edge))], 6, dashed=True)
-        out.append(chart(plot, lines, plot.rsplit(" ", 1)[-1], log=True, width=520, height=250))
-    return out
+def _rows(found: list[tuple[Row, str]]) -> str:
+    """(row, words before what it is) → a table; a part is named once."""
+    lines, before = [], None
+    for r, prefix in found:
+        part, before = ("" if r.part == before else r.part), r.part
+        what = escape(prefix + r.what) + (f' <span class="note">{escape(r.note)}</span>' if r.note else "")
+        lines.append([f'<td class="first">{escape(part)}</td>', what, _right(number(r.rel)), _right(number(r.peak)),
+                      _right(floor(r)), _right(number(r.limit)), _verdict([] if r.passed else [r])])  # fmt: skip
+    head = ["", "what", ">relL2", ">max/rms", ">noise floor", ">threshold", "verdict"]
+    return _sheet(head, lines, ["" if r.passed else "lost" for r, _ in found])
 
 
-def _line(name: str, points: list[tuple], colour: int, dashed: bool = False) -> list[Line]:
-    if not points:
-        return []
-    x, y = (np.array(v, float) for v in zip(*sorted(points), strict=True))
-    return [Line(name, x, y, dashed=dashed, colour=colour)]
+def _sheet(head: list[str], lines: list[list[str]], css: list[str]) -> str:
+    """A table whose headings with a ">" stand over numbers."""
+    made = table([h.lstrip(">") for h in head], lines, css)
+    for h in head:
+        if h.startswith(">"):
+            made = made.replace(f"<th>{escape(h[1:])}</th>", f'<th class="number">{escape(h[1:])}</th>', 1)
+    return made
 
 
-def _table(found: list[Row]) -> str:
-    if not found:
-        return ""
-    lines = []
-    for r in found:
-        mood = "good" if r.passed else "bad"
-        what = escape(r.what) + (f'<div class="note">{escape(r.note)}</div>' if r.note else "")
-        source = f' <span class="note">{r.floor_from}</span>' if r.floor_from not in ("", "measured") else ""
-        lines.append([what, _right(number(r.rel)), _right(number(r.peak)), _right(number(r.floor) + source),
-                      _right(number(r.limit)), f'<td class="verdict {mood}">{r.verdict}</td>'])  # fmt: skip
-    css = ["" if r.passed else "lost" for r in found]
-    return table(["what", "relL2", "max/rms", "noise floor", "threshold", "verdict"], lines, css)
+def _verdict(bad: list[Row]) -> str:
+    word = "pass" if not bad else "FAIL" if len(bad) == 1 else f"{len(bad)} FAIL"
+    return f'<td class="verdict {"bad" if bad else "good"}">{word}</td>'
 
 
 def _right(text: str) -> str:
     return f'<td class="number">{text}</td>'
+
+
+def _anchor(name: str) -> str:
+    return name.replace(" ", "-")
 
 
 def facts(result: Result) -> str:
@@ -176,21 +136,25 @@ def facts(result: Result) -> str:
     return f"{body}<details><summary>Configurations</summary><pre>{text}</pre></details>"
 
 
-def components(found: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(r.component for r in found))
-
-
-def groups(found: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows by part, in their order."""
+def groups(found: Iterable[Row], key) -> list[tuple[str, list[Row]]]:
+    """Rows by key, in their order."""
     out: dict[str, list[Row]] = {}
     for r in found:
-        out.setdefault(r.part, []).append(r)
+        out.setdefault(key(r), []).append(r)
     return list(out.items())
 
 
 def worst(found: Iterable[Row]) -> Row:
-    """The row that comes closest to its threshold, or exceeds it most."""
-    return max(found, key=lambda r: r.rel / r.limit if r.limit else (0.0 if r.passed else math.inf))
+    """The float32 row that comes closest to its threshold, or exceeds it most."""
+    found = list(found)
+    whole = [r for r in found if r.part != rows.BFLOAT16] or found
+    return max(whole, key=lambda r: r.rel / r.limit if r.limit else (0.0 if r.passed else math.inf))
+
+
+def half(found: Iterable[Row]) -> str:
+    """The largest ratio of our bfloat16 error to PyTorch's."""
+    ratios = [r.rel / r.floor for r in found if r.part == rows.BFLOAT16 and r.floor]
+    return f"{max(ratios):.2f}" if ratios else "–"
 
 
 def number(x: float | None) -> str:
@@ -198,4 +162,5 @@ def number(x: float | None) -> str:
 
 
 def floor(r: Row) -> str:
+    """The noise floor, and where it is from if it was not measured here."""
     return number(r.floor) + (f" ({r.floor_from})" if r.floor_from not in ("", "measured") else "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_jax.parity import rows
-from cosmos_jax.parity.page import components, floor, groups, html, number, worst
+from cosmos_jax.parity.page import floor, groups, half, html, number, worst
 from cosmos_jax.parity.rows import Row
 
 if TYPE_CHECKING:
@@ -94,23 +94,21 @@ def headline(found: Iterable[Row]) -> str:
 def markdown(result: Result) -> str:
     """The page without its charts."""
     out = [f"# Parity with PyTorch\n\n**{headline(result.rows)}**\n"]
-    out += ["| component | rows | verdict | worst error | its threshold | noise floor |", "|---|--:|---|--:|--:|--:|"]
-    for name in components(result.rows):
-        own = [r for r in result.rows if r.component == name]
+    out.append("| component | rows | verdict | largest error | its threshold | noise floor | bfloat16 error / PyTorch's |")
+    out.append("|---|--:|---|--:|--:|--:|--:|")
+    parts = groups(result.rows, lambda r: r.component)
+    for name, own in parts:
         bad, w = rows.failures(own), worst(own)
-        verdict = f"**{len(bad)} FAIL**" if bad else "pass"
-        out.append(f"| {name} | {len(own)} | {verdict} | {number(w.rel)} | {number(w.limit)} | {number(w.floor)} |")
+        said = f"**{len(bad)} FAIL**" if bad else "pass"
+        out.append(f"| {name} | {len(own)} | {said} | {number(w.rel)} | {number(w.limit)} | {floor(w)} | {half(own)} |")
     out += [f"\n{n}" for n in result.notes]
-    for name in components(result.rows):
-        out.append(f"\n## {name}\n")
-        for part, own in groups(r for r in result.rows if r.component == name):
-            out += [f"\n### {part}\n", "| what | relL2 | max/rms | noise floor | threshold | verdict | note |"]
-            out.append("|---|--:|--:|--:|--:|---|---|")
-            out += [
-                f"| {r.what} | {number(r.rel)} | {number(r.peak)} | {floor(r)} | {number(r.limit)} | {r.verdict} | {r.note} |"
-                for r in own
-            ]
+    for name, own in parts:
+        out += [f"\n## {name}\n", "| part | what | relL2 | max/rms | noise floor | threshold | verdict | note |"]
+        out.append("|---|---|--:|--:|--:|--:|---|---|")
+        for r in own:
+            cells = (r.part, r.what, number(r.rel), number(r.peak), floor(r), number(r.limit), r.verdict, r.note)
+            out.append(f"| {' | '.join(cells)} |")
     out.append("\n## How to read it\n")
     out += [f"* **{word}**: {meaning}" for word, meaning in EXPLAINED]
-    out.append("\n## Facts\n\n```json\n" + json.dumps(_finite(result.facts | {"seconds": result.seconds}), indent=1) + "\n```")
-    return "\n".join(out) + "\n"
+    text = json.dumps(_finite(result.facts | {"seconds": result.seconds}), indent=1)
+    return "\n".join(out) + f"\n\n## Facts\n\n```json\n{text}\n```\n"

@@ -234,7 +234,7 @@ def layer_rows(g: Golden, params: dict, cfg: ModelConfig, name: str, change: Cha
         for k, (stream, count) in enumerate((("und", u), ("gen", n))):
             truth = (want.und, want.gen)[k][i]
             kw64 = {"exact64": (run64.und, run64.gen)[k][i]} if run64 else {"floor": floor(max(i, 1))}
-            plot = f"{name if probe else 'float32'}: {stream} stream, after each layer"
+            plot = f"{name if probe else 'float32'}: {stream} stream, after so many layers"
             limit = rows.PROBE if probe else max(rows.by_depth(i), rows.LAYER)
             what = f"{stream}: the embedding" if i == 0 else f"{stream}: after layer {i - 1}"
             ours = np.asarray((und, gen)[k])[0, :count]
