@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from conversion.names import Entry, our_shape, their_shape
@@ -27,8 +28,8 @@ def check(
 
     source: name → shape of every tensor in the checkpoint. target: nested dict of parameters (arrays or shapes).
     dropped: glob pattern → why such tensors are not needed. Checked: each source tensor is used by all of its parts
-    exactly once or dropped, none is missing, each parameter (each layer of a stacked one) is written exactly once, and
-    all shapes agree.
+    exactly once (and by tied entries once more) or dropped, none is missing, each parameter (each layer of a stacked
+    one) is written exactly once, and all shapes agree.
     """
     entries, dropped = list(entries), dict(dropped or {})
     wanted = {e.source for e in entries}
@@ -52,17 +53,29 @@ def shapes(entries: Iterable[Entry], target: Mapping) -> dict[str, Shape]:
     return {e.source: their_shape(e, flat[e.path] if e.layer is None else flat[e.path][1:]) for e in entries}
 
 
+def same(entry: Entry, first: np.ndarray, second: np.ndarray) -> None:
+    """ConversionError unless two readings of one tensor agree. entry: the second's."""
+    if first is not second and not np.array_equal(first, second):
+        raise ConversionError(
+            f"{entry.source!r} is one tensor in this layout, but here {'/'.join(entry.path)!r} and its twin have come "
+            "to differ; export to a layout that holds both."
+        )
+
+
 def _reason(name: str, dropped: Mapping[str, str]) -> str | None:
     return next((why for pattern, why in dropped.items() if fnmatchcase(name, pattern)), None)
 
 
 def _parts_once(entries: Sequence[Entry]) -> None:
-    seen = Counter((e.source, e.part) for e in entries)
+    seen = Counter((e.source, e.part) for e in entries if not e.tied)
     parts = {e.source: e.parts for e in entries}
     whole = {(name, k) for name, n in parts.items() for k in range(n)}
     bad = [key for key, n in seen.items() if n > 1] + sorted(whole - set(seen))
     if bad:
         raise ConversionError(f"the name map uses part {bad[0][1]} of {bad[0][0]!r} {seen[bad[0]]} times, not once.")
+    twice = [key for key, n in Counter((e.source, e.part) for e in entries if e.tied).items() if n > 1]
+    if twice:
+        raise ConversionError(f"the name map ties {twice[0][0]!r} to more than one further parameter.")
 
 
 def _shapes(entries: Sequence[Entry], source: Mapping[str, Shape], target: Mapping[tuple, Shape]) -> None:

@@ -5,7 +5,7 @@ In: the parsed JSON. Out: `ModelConfig`. A field that this reader does not know 
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +17,8 @@ HARMLESS = {
     "_class_name", "_diffusers_version", "_name_or_path", "architectures", "attention_dropout", "bos_token_id",
     "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "image_token_id", "initializer_range",
     "is_encoder_decoder", "label2id", "max_position_embeddings", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype", "transformers_version",
-    "use_cache", "video_token_id", "vision_end_token_id", "vision_start_token_id",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache", "video_token_id", "vision_end_token_id", "vision_start_token_id",
 }  # fmt: skip
 
 
@@ -38,6 +38,21 @@ class _Fields:
         x = self.left.pop(name, values[0])
         if x not in values:
             raise ConversionError(f"{self.where}: {name} = {x!r} is not supported; only {_or(values)} is.")
+
+    def whole(self, name: str) -> int:
+        """A number where transformers also allows one per axis."""
+        x = self.take(name)
+        if type(x) is not int:
+            raise ConversionError(f"{self.where}: {name} = {x!r} is not supported; only one whole number is.")
+        return x
+
+    def root(self, name: str) -> int:
+        """The side of a square grid of so many places."""
+        n = self.take(name)
+        side = math.isqrt(n)
+        if side**2 != n:
+            raise ConversionError(f"{self.where}: {name} = {n} is not a square grid.")
+        return side
 
     def done(self) -> None:
         unknown = sorted(set(self.left) - HARMLESS)
@@ -84,74 +99,136 @@ def diffusers_transformer(config: Mapping[str, Any], name: str = "imported") -> 
     return cfg
 
 
-def to_diffusers(cfg: ModelConfig) -> dict[str, Any]:
-    """The inverse of `diffusers_transformer`: a complete transformer/config.json."""
-    table = {
-        "_class_name": "Cosmos3OmniTransformer", "attention_bias": False, "enable_fps_modulation": True,
-        "unified_3d_mrope_reset_spatial_ids": True, "hidden_act": "silu" if cfg.mlp_act == "swiglu" else "relu2",
-        "num_hidden_layers": cfg.layers, "hidden_size": cfg.hidden, "num_attention_heads": cfg.heads,
-        "num_key_value_heads": cfg.kv_heads, "head_dim": cfg.head_dim, "intermediate_size": cfg.mlp,
-        "rms_norm_eps": cfg.norm_eps, "qk_norm_for_text": cfg.qk_norm_und,
-        "use_und_k_norm_for_gen": cfg.k_norm_und_for_gen, "rope_theta": cfg.rope_theta,
-        "rope_axes_dim": list(cfg.rope_sections), "vocab_size": cfg.vocab, "latent_channel": cfg.latent_channels,
-        "latent_patch_size": cfg.patch, "patch_latent_dim": cfg.latent_channels * cfg.patch**2,
-        "action_gen": bool(cfg.action_dim), "action_dim": cfg.action_dim or None, "num_embodiment_domains": cfg.domains,
-        "sound_gen": bool(cfg.sound_dim), "sound_dim": cfg.sound_dim or None, "sound_latent_fps": cfg.sound_latent_fps,
-        "timestep_scale": cfg.timestep_scale, "base_fps": cfg.base_fps,
-        "unified_3d_mrope_temporal_modality_margin": cfg.temporal_margin,
-    }  # fmt: skip
-    back = diffusers_transformer(table, cfg.name)
-    how = {k: getattr(cfg, k) for k in ("scan", "remat", "init_std", "vision")}
-    if dataclasses.replace(back, **how) != cfg:
-        raise ConversionError(f"model {cfg.name!r} has settings that a diffusers config.json cannot state.")
-    return table
+def reasoner(config: Mapping[str, Any], name: str = "imported") -> ModelConfig:
+    """config.json of a reasoner, as transformers 5.23 writes it: Qwen3-VL, or Cosmos 3 Nano, Super, Edge.
+
+    The generator in the result is the family's, without action and sound. Tied or not: `tied_embeddings`.
+    """
+    kind = config.get("model_type")
+    if kind == "cosmos3_edge":
+        return _cosmos3_edge(config, name)
+    if kind in ("qwen3_vl", "cosmos3_omni"):
+        return _qwen3_vl(config, name)
+    raise ConversionError(
+        f"config.json: model_type = {kind!r} is no reasoner known here; only qwen3_vl, cosmos3_omni, cosmos3_edge are."
+    )
 
 
-def qwen3_vl(config: Mapping[str, Any], name: str = "imported") -> ModelConfig:
-    """config.json of Qwen3-VL (2B … 32B) or of a Cosmos 3 reasoner: the und tower and the vision encoder."""
-    outer, text = _Fields(config, "config.json"), _Fields(config.get("text_config", {}), "config.json: text_config")
-    vision = _Fields(config.get("vision_config", {}), "config.json: vision_config")
-    for table in ("text_config", "vision_config"):
-        outer.take(table)
-    tied = outer.take("tie_word_embeddings", False) or text.take("tie_word_embeddings", False)
-    if tied:
-        raise ConversionError("config.json: tie_word_embeddings is true; only models with their own lm_head are read.")
+def tied_embeddings(config: Mapping[str, Any]) -> bool:
+    """Has the checkpoint one tensor for embed_tokens and lm_head? True for Qwen3-VL 2B and 4B."""
+    tables = (config, config.get("text_config", {}))
+    said = {bool(t["tie_word_embeddings"]) for t in tables if "tie_word_embeddings" in t}
+    if len(said) > 1:
+        raise ConversionError("config.json and its text_config disagree on tie_word_embeddings; correct one of them.")
+    return said == {True}
+
+
+def _tables(config: Mapping[str, Any]) -> tuple[_Fields, _Fields, _Fields]:
+    """The config, its text_config and its vision_config. What the framework adds to the outer one is dropped."""
+    outer = _Fields(config, "config.json")
+    text, vision = (_Fields(outer.take(t), f"config.json: {t}") for t in ("text_config", "vision_config"))
+    for added in ("allow_patterns_overrides", "model"):  # which files to load, and the generator's own settings
+        outer.take(added, None)
+    return outer, text, vision
+
+
+def _qwen3_vl(config: Mapping[str, Any], name: str) -> ModelConfig:
+    outer, text, vision = _tables(config)
+    for table in (outer, text):
+        table.take("tie_word_embeddings", None)  # of the file, not of the network: `tied_embeddings`
     outer.done()
     text.expect("hidden_act", "silu")
     text.expect("attention_bias", False)
-    rope = text.take("rope_parameters", None) or text.take("rope_scaling", None) or {}
-    for spent in ("rope_scaling", "rope_parameters"):
-        text.take(spent, None)
-    theta = rope.get("rope_theta", text.take("rope_theta", None))
-    text.take("rope_theta", None)
-    if theta is None:
-        raise ConversionError("config.json: text_config lacks 'rope_theta'; is it the configuration of another model?")
-    vision.expect("hidden_act", "gelu_pytorch_tanh")
-    vision.expect("in_channels", 3)
-    vision.expect("spatial_merge_size", 2)
+    theta, sections = _text_rope(text)
     hidden = text.take("hidden_size")
-    vision.expect("out_hidden_size", hidden)
-    eye_rope = vision.take("rope_parameters", None) or {}
-    positions = vision.take("num_position_embeddings")
-    grid = round(positions**0.5)
-    if grid**2 != positions:
-        raise ConversionError(f"config.json: num_position_embeddings = {positions} is not a square grid.")
-    eye = VisionConfig(
-        layers=vision.take("depth"), hidden=vision.take("hidden_size"), heads=vision.take("num_heads"),
-        mlp=vision.take("intermediate_size"), patch=vision.take("patch_size"),
-        temporal=vision.take("temporal_patch_size"), grid=grid,
-        deepstack=tuple(vision.take("deepstack_visual_indexes")), rope_theta=float(eye_rope.get("rope_theta", 1e4)),
-    )  # fmt: skip
-    vision.done()
+    eye = _qwen3_vl_eye(vision, hidden)
     cfg = ModelConfig(
         name=name, layers=text.take("num_hidden_layers"), hidden=hidden, heads=text.take("num_attention_heads"),
         kv_heads=text.take("num_key_value_heads"), head_dim=text.take("head_dim"), mlp=text.take("intermediate_size"),
-        norm_eps=text.take("rms_norm_eps"), rope_theta=float(theta),
-        rope_sections=tuple(rope.get("mrope_section", (24, 20, 20))), vocab=text.take("vocab_size"), vision=eye,
-        action_dim=0, sound_dim=0,
+        norm_eps=text.take("rms_norm_eps"), rope_theta=theta, rope_sections=sections, vocab=text.take("vocab_size"),
+        vision=eye, action_dim=0, sound_dim=0,
     )  # fmt: skip
     text.done()
     return cfg
+
+
+def _cosmos3_edge(config: Mapping[str, Any], name: str) -> ModelConfig:
+    """norm_cast is that of diffusers and the framework; transformers rounds before the weight (spec DISC-14)."""
+    outer, text, vision = _tables(config)
+    for table in (outer, text):
+        table.expect("tie_word_embeddings", False)
+    projector = outer.take("projector_hidden_size")
+    outer.done()
+    text.expect("hidden_act", "relu2")
+    for bias in ("attention_bias", "mlp_bias"):
+        text.expect(bias, False)
+    theta, sections = _text_rope(text)
+    eye = _siglip2_eye(vision, projector)
+    cfg = ModelConfig(
+        name=name, layers=text.take("num_hidden_layers"), hidden=text.take("hidden_size"),
+        heads=text.take("num_attention_heads"), kv_heads=text.take("num_key_value_heads"),
+        head_dim=text.take("head_dim"), mlp=text.take("intermediate_size"), mlp_act="relu2",
+        norm_eps=text.take("rms_norm_eps"), norm_cast="after_weight", qk_norm_und=False, k_norm_und_for_gen=True,
+        rope_theta=theta, rope_sections=sections, vocab=text.take("vocab_size"), vision=eye, action_dim=0, sound_dim=0,
+    )  # fmt: skip
+    text.done()
+    return cfg
+
+
+def vision_encoder(config: Mapping[str, Any], hidden: int) -> VisionConfig:
+    """vision_encoder/config.json of a diffusers folder. hidden: width of the und tower that it feeds."""
+    vision = _Fields(config, "vision_encoder/config.json")
+    if "depth" in config:
+        return _qwen3_vl_eye(vision, hidden)
+    return _siglip2_eye(vision, vision.take("projector_hidden_size"))
+
+
+def _qwen3_vl_eye(vision: _Fields, hidden: int) -> VisionConfig:
+    vision.expect("hidden_act", "gelu_pytorch_tanh")
+    vision.expect("in_channels", 3)
+    vision.expect("spatial_merge_size", 2)
+    vision.expect("out_hidden_size", hidden)
+    rope = _Fields(vision.take("rope_parameters", None) or {}, f"{vision.where}: rope_parameters")
+    rope.expect("rope_type", "axial")
+    eye = VisionConfig(
+        layers=vision.take("depth"), hidden=vision.take("hidden_size"), heads=vision.take("num_heads"),
+        mlp=vision.take("intermediate_size"), patch=vision.whole("patch_size"),
+        temporal=vision.whole("temporal_patch_size"), grid=vision.root("num_position_embeddings"),
+        deepstack=tuple(vision.take("deepstack_visual_indexes")), rope_theta=float(rope.take("rope_theta", 1e4)),
+    )  # fmt: skip
+    rope.done()
+    vision.done()
+    return eye
+
+
+def _siglip2_eye(vision: _Fields, projector: int) -> VisionConfig:
+    vision.expect("hidden_act", "gelu_pytorch_tanh")
+    vision.expect("num_channels", 3)
+    vision.expect("spatial_merge_size", 2)
+    vision.expect("layer_norm_eps", 1e-6)  # the projector's is this, whatever the config says
+    eye = VisionConfig(
+        kind="siglip2", layers=vision.take("num_hidden_layers"), hidden=vision.take("hidden_size"),
+        heads=vision.take("num_attention_heads"), mlp=vision.take("intermediate_size"),
+        patch=vision.whole("patch_size"), temporal=1, grid=vision.root("num_patches"), deepstack=(), merger=projector,
+    )  # fmt: skip
+    vision.done()
+    return eye
+
+
+def _text_rope(text: _Fields) -> tuple[float, tuple[int, int, int]]:
+    """(theta, sections) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
+    tables = [t for t in (text.take("rope_parameters", None), text.take("rope_scaling", None)) if t]
+    if len(tables) > 1 and tables[0] != tables[1]:
+        raise ConversionError(f"{text.where}: rope_parameters and rope_scaling disagree; remove one of them.")
+    rope = _Fields(tables[0] if tables else {}, f"{text.where}.rope_parameters")
+    rope.expect("rope_type", "default")
+    rope.expect("mrope_interleaved", True)
+    theta = rope.take("rope_theta", text.take("rope_theta", None))
+    if theta is None:
+        raise ConversionError(f"{text.where} lacks 'rope_theta'; is it the configuration of another model?")
+    t, h, w = rope.take("mrope_section", (24, 20, 20))
+    rope.done()
+    return float(theta), (t, h, w)
 
 
 def _or(values: tuple) -> str:

@@ -3,8 +3,8 @@
 In: a folder or file. Out: `Folder`: its components (transformer, vision_encoder, reasoner, vae, sound_tokenizer), each
 with our config, the name map and the lazily read tensors; and the small files beside them. Spec training.md §3.1-3.5.
 
-A component that is there is understood in full or refused: unknown config fields, unmapped, missing or misshapen tensors
-are one sentence each (conversion/configs.py, conversion/check.py).
+A component that is there is understood in full or refused: unknown config fields, unmapped, missing or misshapen
+tensors are one sentence each (conversion/configs.py, conversion/check.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from conversion.weights import Foreign
 from cosmos_jax.codecs import avae as sound_tokenizer
 from cosmos_jax.codecs import avae_config
 from cosmos_jax.codecs import wan as video
-from cosmos_jax.config import ModelConfig
+from cosmos_jax.config import ModelConfig, VisionConfig
 from cosmos_jax.model import cosmos
 
 TRAVEL = (".json", ".jinja", ".txt", ".yaml", ".yml", ".model")  # configs and tokenizers travel with the weights
@@ -54,6 +54,7 @@ class Folder:
     files: dict[str, Path]  # relative name → configs and tokenizer files beside the weights
     scheduler: dict | None = None  # scheduler_config.json
     index: dict | None = None  # model_index.json
+    naming: str = ""  # of a reasoner's tensors, one of reasoner.NAMINGS
 
 
 def open_folder(path: str | Path, model: ModelConfig | None = None, average: bool | None = None) -> Folder:
@@ -101,15 +102,24 @@ def _diffusers(path: Path, model: ModelConfig | None, average: bool | None) -> F
 def _transformer(folder: Path, eye: Path | None) -> Component:
     cfg = configs.diffusers_transformer(_json(folder / "config.json"))
     if eye:
-        cfg = dataclasses.replace(cfg, vision=configs.vision_encoder(_json(eye / "config.json"), cfg.hidden))
+        cfg = dataclasses.replace(cfg, vision=_eye(folder.parent, eye, cfg))
     source = safetensors.open_folder(folder)
     return _checked("transformer", cfg, omni.entries(cfg), source, omni.part(cosmos.abstract(cfg)))
 
 
+def _eye(root: Path, folder: Path, cfg: ModelConfig) -> VisionConfig:
+    """The reasoner's config.json at the top of the repository describes the eye in full; else the folder's own."""
+    top = _json(root / "config.json") if (root / "config.json").is_file() else {}
+    if top.get("model_type") in MODELS:
+        return configs.reasoner(top).vision
+    return configs.vision_encoder(_json(folder / "config.json"), cfg.hidden)
+
+
 def _vision(folder: Path, cfg: ModelConfig) -> Component:
     source = safetensors.open_folder(folder)
-    target = {"vit": cosmos.abstract(cfg)["vit"]}
-    return _checked("vision_encoder", cfg, reasoner.vision_entries(cfg), source, target)
+    return _checked(
+        "vision_encoder", cfg, reasoner.vision_entries(cfg), source, reasoner.vision_part(cosmos.abstract(cfg))
+    )
 
 
 def _vae(folder: Path, eye: Path | None) -> Component:
@@ -126,11 +136,11 @@ def _sound(folder: Path, eye: Path | None) -> Component:
 def _transformers(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     """A reasoner alone: Qwen3-VL, or that of Cosmos 3."""
     _not_asked(path, model, average)
-    cfg = configs.reasoner(_json(path / "config.json"))
-    source = safetensors.open_folder(path)
-    target = reasoner.part(cosmos.abstract(cfg))
-    component = _checked("reasoner", cfg, reasoner.entries(cfg), source, target)
-    return Folder(path, "transformers", {"reasoner": component}, _files(path))
+    config = _json(path / "config.json")
+    cfg, source = configs.reasoner(config), safetensors.open_folder(path)
+    naming = reasoner.naming(config, source)
+    component = _checked("reasoner", cfg, reasoner.NAMINGS[naming](cfg), source, reasoner.part(cosmos.abstract(cfg)))
+    return Folder(path, "transformers", {"reasoner": component}, _files(path), naming=naming)
 
 
 def _native(path: Path, model: ModelConfig | None, average: bool | None, source=None, layout="native") -> Folder:

@@ -30,7 +30,10 @@ def build(folder: Folder, weights: Mapping[str, Foreign], items: Mapping[str, st
     """weights: component → its parameters. items: component → item of the Orbax checkpoint. hashes: file → sha256."""
     return {
         "format": FORMAT,
-        "source": {"path": str(folder.path.absolute()), "layout": folder.layout, "sha256": dict(hashes)},
+        "source": {
+            "path": str(folder.path.absolute()), "layout": folder.layout, "naming": folder.naming,
+            "sha256": dict(hashes),
+        },
         "components": {
             name: _component(c, weights[name], items[name]) for name, c in folder.components.items()
         },

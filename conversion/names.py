@@ -6,6 +6,8 @@ byte-identical. An entry says, for one tensor of the source (or one of `parts` e
     piece.reshape(view).transpose(axes) == params[path]          or layer `layer` of it, where layers are stacked
 
 A view loses the shape of the source, so an entry with a view states that shape.
+
+Every piece has one entry, and may have one more that is `tied`: then two parameters are one tensor there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Entry:
     layer: int | None = None  # position along the leading, stacked axis of params[path]; None: not stacked
     part: int = 0  # which piece of the source …
     parts: int = 1  # … of how many equal ones along its axis 0
+    tied: bool = False  # a second reader of a piece that another entry owns; export demands that the two agree
 
     def __post_init__(self):
         if (self.view is None) != (self.shape is None):

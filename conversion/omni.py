@@ -56,8 +56,10 @@ def part(tree: dict) -> dict:
     return {k: v for k, v in tree.items() if k != "vit"}
 
 
-def tower_layer(cfg: ModelConfig, tower: str, layer: int, prefix: str, attention: dict, suffix: str) -> list[Entry]:
-    """One layer of one tower. attention: our name → name under `<prefix>.self_attn`."""
+def tower_layer(
+    cfg: ModelConfig, tower: str, layer: int, prefix: str, attention: dict, suffix: str = "", mlp: dict = MLP
+) -> list[Entry]:
+    """One layer of one tower. attention, mlp: our name → name under `<prefix>.self_attn`, `<prefix>.mlp<suffix>`."""
     at, out = ("layers", tower), []
     for ours, theirs in attention.items():
         name = f"{prefix}.self_attn.{theirs}.weight"
@@ -71,7 +73,7 @@ def tower_layer(cfg: ModelConfig, tower: str, layer: int, prefix: str, attention
             heads = cfg.heads if ours == "q" else cfg.kv_heads
             view, shape = (heads, cfg.head_dim, cfg.hidden), (heads * cfg.head_dim, cfg.hidden)
             out.append(Entry(name, (*at, "attn", ours), view, shape, (2, 0, 1), layer))
-    for ours, theirs in MLP.items():
+    for ours, theirs in mlp.items():
         if ours != "gate" or cfg.mlp_act == "swiglu":
             out.append(Entry(f"{prefix}.mlp{suffix}.{theirs}.weight", (*at, "mlp", ours), axes=(1, 0), layer=layer))
     for ours, theirs in NORMS.items():

@@ -29,6 +29,7 @@ class Source:
     components: dict[str, tuple[Any, Weights]]  # name → config, parameters
     files: dict[str, Path] = field(default_factory=dict)  # configs and tokenizers, by their names in that layout
     lines: tuple[str, ...] = ()  # what a user should read
+    naming: str = ""  # of a reasoner's tensors, one of reasoner.NAMINGS
 
 
 def item(component: str) -> str:
@@ -54,7 +55,7 @@ def open_source(path: Path, model: ModelConfig | None = None, average: bool | No
 
 def from_folder(found: folder.Folder) -> Source:
     components = {name: (c.config, c.weights()) for name, c in found.components.items()}
-    return Source(found.path, found.layout, components, found.files, tuple(manifest.describe(found)))
+    return Source(found.path, found.layout, components, found.files, tuple(manifest.describe(found)), found.naming)
 
 
 def _imported(path: Path) -> Source:
@@ -66,7 +67,7 @@ def _imported(path: Path) -> Source:
         own = {"/".join(k): x for k, x in stores.items()}
         components[name] = (cfg, Stored({tuple(k.split("/")): own[k] for k in c["paths"]}, c["narrowed"]))
     files = {name: path / FILES / name for name in table["files"]}
-    return Source(path, table["source"]["layout"], components, files)
+    return Source(path, table["source"]["layout"], components, files, naming=table["source"]["naming"])
 
 
 def _run(path: Path, average: bool | None) -> Source:

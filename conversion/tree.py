@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from conversion.check import same
 from conversion.names import Entry, to_ours, to_theirs
 
 
@@ -27,12 +28,16 @@ def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> di
 
 
 def to_torch(entries: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]:
-    """Name → array in the source's shapes and the parameters' dtypes."""
+    """Name → array in the source's shapes and the parameters' dtypes.
+
+    ConversionError if two parameters that are one tensor there (`Entry.tied`) have come to differ.
+    """
     flat = flatten_dict(dict(params))
     parts: dict[str, dict[int, np.ndarray]] = {}
     for e in entries:
         x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
-        parts.setdefault(e.source, {})[e.part] = to_theirs(e, x)
+        x = to_theirs(e, x)
+        same(e, parts.setdefault(e.source, {}).setdefault(e.part, x), x)
     return {
         name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
         for name, found in parts.items()

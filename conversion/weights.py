@@ -1,8 +1,8 @@
 """Parameters that are not in memory: read a layer at a time, whoever holds them.
 
-In: a name map over lazily read PyTorch tensors, or the arrays of an Orbax checkpoint. Out: `Weights`, which every writer
-takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens only where
-the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
+In: a name map over lazily read PyTorch tensors, or the arrays of an Orbax checkpoint. Out: `Weights`, which every
+writer takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens
+only where the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from conversion.check import ConversionError
+from conversion.check import ConversionError, same
 from conversion.names import Entry, their_shape, to_ours, to_theirs
 from cosmos_jax.checkpoint import CHUNK, Planned
 
@@ -99,10 +99,17 @@ class Merged(Weights):
 
 
 def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterator[tuple[str, np.ndarray]]]:
-    """The PyTorch side: (name → dtype and shape, the tensors one at a time in that order), as file writers want them."""
+    """The PyTorch side, as file writers want it: name → dtype and shape; the tensors one at a time in that order.
+
+    ConversionError, when its turn comes, for two parameters that are one tensor there (`Entry.tied`) and now differ.
+    """
     found: dict[str, list[Entry]] = {}
+    ties: dict[str, Entry] = {}
     for e in entries:
-        found.setdefault(e.source, []).append(e)
+        if e.tied:
+            ties[e.source] = e
+        else:
+            found.setdefault(e.source, []).append(e)
     layout = {}
     for name, (e, *_) in found.items():
         shape = weights.arrays[e.path].shape
@@ -112,6 +119,8 @@ def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterato
         for name, parts in found.items():
             pieces = [to_theirs(e, weights.read(e.path, e.layer)) for e in sorted(parts, key=lambda e: e.part)]
             x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            if name in ties:
+                same(ties[name], x, to_theirs(ties[name], weights.read(ties[name].path)))
             yield name, x.astype(layout[name][0], copy=False)
 
     return layout, stream()

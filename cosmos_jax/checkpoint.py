@@ -250,8 +250,8 @@ def write_arrays(
     items: item → path → what will come. slices: (item, path, layer or None for all of it, array), which together must
     cover every array; one is written while the next is read. The caller makes the directory appear when complete.
 
-    Orbax writes the checkpoint with arrays of one element; each is then replaced by one of the real shape (its documented
-    format without OCDBT: a folder per leaf).
+    Orbax writes the checkpoint with arrays of one element; each is then replaced by one of the real shape (its
+    documented format without OCDBT: a folder per leaf).
     """
     context = _context()
     context.array.saving.use_ocdbt = False

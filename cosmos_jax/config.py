@@ -13,7 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines.schema import Bucket, SequenceSpec
+from data_pipelines.schema import VIT_KINDS, Bucket, SequenceSpec
 from data_pipelines.tasks import INDEX
 
 
@@ -23,8 +23,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Qwen3-VL ViT (spec model.md §3.1)."""
+    """The reasoner's vision encoder: Qwen3-VL's (Nano, Super) or SigLIP2's (Edge). Spec model.md §3.1, §3.3."""
 
+    kind: str = "qwen3vl"  # qwen3vl | siglip2
     layers: int = 27
     hidden: int = 1152
     heads: int = 16
@@ -32,10 +33,23 @@ class VisionConfig:
     patch: int = 16  # pixels per side
     temporal: int = 2  # frames per patch
     grid: int = 48  # side of the learned position table
-    deepstack: tuple[int, ...] = (8, 16, 24)  # layers whose features are added to und layers 0, 1, 2
+    deepstack: tuple[int, ...] = (8, 16, 24)  # layers whose features are added to und layers 0, 1, 2; siglip2: ()
+    merger: int = 0  # inner width of the merger; 0 = four patches wide
     norm_eps: float = 1e-6
-    rope_theta: float = 1e4
+    rope_theta: float = 1e4  # unused by siglip2
     init_std: float = 0.02
+
+    def __post_init__(self):
+        _one_of("model.vision.kind", self.kind, VIT_KINDS)
+        if self.kind == "siglip2" and (self.deepstack or self.temporal != 1):
+            raise ConfigError(
+                "model.vision.kind='siglip2' has no deep-stack and one frame per patch; set deepstack=() and "
+                f"temporal=1 (they are {self.deepstack} and {self.temporal})."
+            )
+
+    @property
+    def merger_width(self) -> int:
+        return self.merger or 4 * self.hidden
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class ModelConfig:
             patch=self.patch,
             action_dim=self.action_dim,
             sound_dim=self.sound_dim,
+            vit_kind=v.kind if v else "qwen3vl",
             vit_patch=v.patch if v else 0,
             vit_grid=v.grid if v else 0,
             vit_temporal=v.temporal if v else 2,

@@ -81,7 +81,7 @@ def forward(cfg: ModelConfig, n: Counts) -> dict[str, int]:
         "vit_attention": 0,
     }
     if v := cfg.vision:
-        merger = (1 + len(v.deepstack)) * (16 * v.hidden**2 + 4 * v.hidden * d) // 4
+        merger = (1 + len(v.deepstack)) * v.merger_width * (4 * v.hidden + d) // 4
         layers = v.layers * (4 * v.hidden**2 + 2 * v.hidden * v.mlp)
         parts["vit"] = 2 * n.vit * (cfg.sequence.vit_patch_dim * v.hidden + layers + merger)
         parts["vit_attention"] = 4 * v.layers * v.hidden * n.vit_pairs

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines import positions
+from data_pipelines.patch_grid import MERGE
 from data_pipelines.sample import Sample, validate
 from data_pipelines.schema import MODALITIES, Bucket, SequenceSpec, empty_batch
 from data_pipelines.tasks import ALL, INDEX, task
-from data_pipelines.video import MERGE, VitInput, preprocess
+from data_pipelines.video import VitInput, preprocess
 
 STREAMS = ("und", "gen", *MODALITIES, "vit")  # capacities a sample uses, besides one segment
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+VIT_KINDS = ("qwen3vl", "siglip2")  # vision encoders: of Nano and Super, of Edge
 PAD = -1  # padding value of every index and segment field
 MODALITIES = ("vision", "action", "sound")  # order inside one sample's gen run (framework order, spec model.md §4.2)
 
@@ -22,6 +23,7 @@ class SequenceSpec:
     patch: int  # p: a vision token is a p×p block of latent pixels
     action_dim: int  # padded action width; 0 = the model has no actions
     sound_dim: int  # channels of a sound latent; 0 = the model has no sound
+    vit_kind: str = "qwen3vl"  # one of VIT_KINDS
     vit_patch: int = 0  # pixels per side of a ViT patch; 0 = no vision encoder
     vit_grid: int = 0  # side of the learned position table
     vit_temporal: int = 2  # frames per ViT patch
@@ -37,6 +39,11 @@ class SequenceSpec:
     @property
     def vit_patch_dim(self) -> int:
         return 3 * self.vit_temporal * self.vit_patch**2
+
+    @property
+    def vit_corners(self) -> int:
+        """Rows of the position table that a patch names: four in Qwen3-VL; none in SigLIP2, which weighs them all."""
+        return 4 if self.vit_kind == "qwen3vl" else 0
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ FIELDS: dict[str, Field] = {
     "vit_patches": Field(("B", "P", "Fp"), np.float32, 0.0),
     "vit_segment_ids": Field(("B", "P"), np.int32, PAD),
     "vit_rowcol": Field(("B", "P", "2"), np.int32, 0),
-    "vit_interp_index": Field(("B", "P", "4"), np.int32, 0),
-    "vit_interp_weight": Field(("B", "P", "4"), np.float32, 0.0),
+    "vit_interp_index": Field(("B", "P", "K"), np.int32, 0),
+    "vit_interp_weight": Field(("B", "P", "W"), np.float32, 0.0),
 }
 for _name, _axis, _feature in (("vision", "V", "Fv"), ("action", "A", "Fa"), ("sound", "S", "Fs")):
     FIELDS |= {
@@ -111,7 +118,8 @@ def field_shape(name: str, bucket: Bucket, spec: SequenceSpec) -> tuple[int, ...
         "Fp": spec.vit_patch_dim,
         "2": 2,
         "3": 3,
-        "4": 4,
+        "K": spec.vit_corners,
+        "W": spec.vit_corners or spec.vit_grid**2,
     }
     return tuple(sizes[axis] for axis in FIELDS[name].axes)
 

@@ -22,7 +22,10 @@ from cosmos_jax.model.declare import normal, param, use
 from cosmos_jax.model.modality import Modalities, take_rows
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.model.vision import VisionTower
+from cosmos_jax.model.vision_siglip import SiglipTower
 from cosmos_jax.precision import Precision
+
+EYES = {"qwen3vl": VisionTower, "siglip2": SiglipTower}
 
 
 class Output(NamedTuple):
@@ -46,7 +49,7 @@ class Cosmos(nnx.Module):
         self.norm_gen = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
         self.lm_head = param(rngs, (d, cfg.vocab), ("embed", "vocab"), normal(cfg.init_std))
         self.io = Modalities(cfg, rngs)
-        self.vit = VisionTower(cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
+        self.vit = EYES[cfg.vision.kind](cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
 
     def embed_und(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
         """Token embeddings with ViT features in place of the visual pads, and deep-stack features [n,B,U,D] or None."""
@@ -132,6 +135,13 @@ def apply(
     )
     velocity = model.io.velocity(batch, model.norm_gen(g, precision), cfg.patch, precision)
     return Output(velocity, model.norm_und(h, precision))
+
+
+def see(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
+    """The vision encoder alone: features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
+    if cfg.vision is None:
+        raise ValueError(f"model {cfg.name!r} has no vision encoder; set model.vision.")
+    return _model(params, cfg).vit(batch, precision)
 
 
 def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:

@@ -1,7 +1,8 @@
-"""The reasoner's eye: the Qwen3-VL vision transformer (spec model.md §3.1).
+"""The eye of the Nano and Super reasoner: the Qwen3-VL vision transformer (spec model.md §3.1).
 
 In: flattened pixel patches in 2×2 merge-block order. Out: one feature per 2×2 block for the und stream, and the
-deep-stack features that are added to it after its first layers. The generator never uses it.
+deep-stack features that are added to it after its first layers. The generator never uses it. Edge's encoder
+(vision_siglip.py) is made of the same blocks.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from cosmos_jax.model.rope import inverse_frequencies, rotate
 from cosmos_jax.precision import Precision
 
 MERGE = 4  # patches per token: a 2×2 block
+_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 _gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class VisionBlock(nnx.Module):
-    """Pre-LN attention (2-D rotary, per frame) and tanh-GELU MLP."""
+    """Pre-LN attention inside each frame, rotary where tables are given, and a tanh-GELU MLP."""
 
     def __init__(self, cfg: VisionConfig, rngs):
         d, axes, init = cfg.hidden, ("embed", "hidden"), normal(cfg.init_std)
@@ -35,7 +37,8 @@ class VisionBlock(nnx.Module):
         self.fc1, self.fc2 = Dense(rngs, d, cfg.mlp, axes, init), Dense(rngs, cfg.mlp, d, ("hidden", "embed"), init)
         self.heads = cfg.heads
 
-    def __call__(self, x, cos, sin, segment_ids, precision: Precision):
+    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None, segment_ids, precision: Precision):
+        """x [B,P,D] → [B,P,D]. rotary: cos and sin [B,P,head_dim]."""
         b, p, d = x.shape
         h = self.norm_1(x, precision)
 
@@ -43,12 +46,13 @@ class VisionBlock(nnx.Module):
             return shard.reshape(t, (b, p, self.heads, d // self.heads), ("batch", "token", "act", "head_dim"))
 
         q, k, v = (split(f(h, precision)) for f in (self.q, self.k, self.v))
-        q, k = (rotate(t.astype(jnp.float32), cos, sin).astype(x.dtype) for t in (q, k))
+        if rotary is not None:
+            q, k = (rotate(t.astype(jnp.float32), *rotary).astype(x.dtype) for t in (q, k))
         q, k, v = (shard.constrain(t, HEADS) for t in (q, k, v))
         o = full_attention(q, k, v, segment_ids, precision)
         o = shard.constrain(o, ("batch", "token", "act", "head_dim"))
         x = x + self.proj(shard.reshape(o, (b, p, d), ("batch", "token", "act")), precision)
-        inner = jax.nn.gelu(self.fc1(self.norm_2(x, precision), precision), approximate=True)
+        inner = _gelu_tanh(self.fc1(self.norm_2(x, precision), precision))
         return x + self.fc2(inner, precision)
 
 
@@ -58,8 +62,8 @@ class Merger(nnx.Module):
     def __init__(self, rngs, cfg: VisionConfig, out: int, shuffle_first: bool):
         wide, init = MERGE * cfg.hidden, normal(cfg.init_std)
         self.norm = LayerNorm(rngs, wide if shuffle_first else cfg.hidden, cfg.norm_eps)
-        self.fc1 = Dense(rngs, wide, wide, ("embed", "hidden"), init)
-        self.fc2 = Dense(rngs, wide, out, ("embed", "hidden"), init)
+        self.fc1 = Dense(rngs, wide, cfg.merger_width, ("embed", "hidden"), init)
+        self.fc2 = Dense(rngs, cfg.merger_width, out, ("embed", "hidden"), init)
         self.shuffle_first = shuffle_first
 
     def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
@@ -88,12 +92,12 @@ class VisionTower(nnx.Module):
     def __call__(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
         """vit_* fields → features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
         cfg = self.cfg
-        x = self.patch_in(batch["vit_patches"], precision) + self._positions(batch, precision)
-        cos, sin = _tables(batch["vit_rowcol"], cfg)
+        x = self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision)
+        rotary = _tables(batch["vit_rowcol"], cfg)
         graphdef, state = nnx.split(self.layers)
 
         def body(x, state):
-            x = nnx.merge(graphdef, state)(x, cos, sin, batch["vit_segment_ids"], precision)
+            x = nnx.merge(graphdef, state)(x, rotary, batch["vit_segment_ids"], precision)
             return x, x if cfg.deepstack else None
 
         x, all_x = jax.lax.scan(body, x, state)
@@ -107,14 +111,23 @@ class VisionTower(nnx.Module):
         ]
         return features, jnp.stack(taps)
 
-    def _positions(self, batch: dict, precision: Precision) -> jax.Array:
-        """Bilinear resampling of the learned table: weights and sum in float32 (as transformers; DISC-15)."""
-        table = use(self.positions, precision)
 
-        def lookup(index, weight, table):
-            return (table[index].astype(jnp.float32) * weight[..., None]).sum(2).astype(precision.dtype)
+def resampled(positions: nnx.Param, batch: dict, precision: Precision) -> jax.Array:
+    """The learned table [grid², D] mixed for every patch: [B,P,D]. Weights and sum in float32 (transformers; DISC-15).
 
-        return shard.rowwise_shared(lookup, (batch["vit_interp_index"], batch["vit_interp_weight"]), (table,))
+    `vit_interp_index` [B,P,K] names the rows; with K = 0 the weights [B,P,grid²] are over the whole table.
+    """
+
+    def mix(index, weight, table):
+        table = table.astype(jnp.float32)
+        if index.shape[-1]:
+            mixed = (table[index] * weight[..., None]).sum(2)
+        else:
+            mixed = jnp.einsum("bpn,nd->bpd", weight, table, precision="highest")
+        return mixed.astype(precision.dtype)
+
+    fields = (batch["vit_interp_index"], batch["vit_interp_weight"])
+    return shard.rowwise_shared(mix, fields, (use(positions, precision),))
 
 
 def _tables(rowcol: jax.Array, cfg: VisionConfig) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ import published
 import pytest
 from flax.traverse_util import flatten_dict
 from parity import oracle
-from parity import test_reasoner as qwen
+from parity import reasoner_oracle as reasoners
 
 from conversion import framework, omni, reasoner
 from conversion.check import ConversionError, check
@@ -24,7 +24,7 @@ LAYOUTS = {"transformer": omni, "reasoner": reasoner}
 @pytest.mark.parametrize(
     ("layout", "name", "tensors"),
     [("transformer", "nano", 814), ("transformer", "super", 1430), ("transformer", "edge", 549),
-     ("reasoner", "nano", 750), ("reasoner", "super", 1058)],
+     ("reasoner", "nano", 750), ("reasoner", "super", 1058), ("reasoner", "edge", 670)],
 )  # fmt: skip
 def test_every_tensor_of_the_released_models_is_mapped(layout, name, tensors):
     """Abstractly: no weight is allocated."""
@@ -34,12 +34,12 @@ def test_every_tensor_of_the_released_models_is_mapped(layout, name, tensors):
     assert check(LAYOUTS[layout].entries(cfg), source, LAYOUTS[layout].part(cosmos.abstract(cfg))) == {}
 
 
-@pytest.mark.parametrize("which", ["omni", "edge", "qwen"])
+@pytest.mark.parametrize("which", ["omni", "edge", *reasoners.KINDS])
 def test_there_and_back_is_byte_identical(which):
     """Every tensor of a random PyTorch model, in float32 and with half of them in bfloat16."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    if which == "qwen":
-        model, names = qwen.reference(), reasoner.entries(qwen.CFG)
+    if which in reasoners.KINDS:
+        model, names = reasoners.reference(which), reasoner.entries(reasoners.ours(which))
     else:
         ref = {"omni": oracle.OMNI, "edge": oracle.EDGE}[which]
         model, names = oracle.reference(ref), omni.entries(oracle.model_config(ref))
@@ -58,6 +58,7 @@ NAMES = [
     Entry("a.weight", ("c",), axes=(1, 0), part=1, parts=2),
     Entry("b.weight", ("b",), layer=0),
 ]
+TIED = Entry("b.weight", ("d",), axes=(1, 0), tied=True)
 TARGET = {"a": np.zeros((6, 2)), "c": np.zeros((6, 2)), "b": np.zeros((1, 6, 2))}
 
 
@@ -69,6 +70,9 @@ TARGET = {"a": np.zeros((6, 2)), "c": np.zeros((6, 2)), "b": np.zeros((1, 6, 2))
         (NAMES, SOURCE | {"a.weight": (4, 5)}, TARGET, r"'a.weight' of shape \[4, 5\] does not fit 'a'"),
         (NAMES[1:], SOURCE, TARGET, "uses part 0 of 'a.weight' 0 times"),
         ([*NAMES, NAMES[0]], SOURCE, TARGET, "uses part 0 of 'a.weight' 2 times"),
+        ([*NAMES[:2], TIED], SOURCE, TARGET, "uses part 0 of 'b.weight' 0 times"),
+        ([*NAMES, TIED, TIED], SOURCE, TARGET | {"d": np.zeros((2, 6))}, "ties 'b.weight' to more than one"),
+        ([*NAMES, TIED], SOURCE, TARGET, "'b.weight' maps to 'd', but the model has no"),
         (NAMES, SOURCE, TARGET | {"d": np.zeros(3)}, "fills 'd' not exactly once"),
         (NAMES, SOURCE, TARGET | {"b": np.zeros((2, 6, 2))}, r"fills 'b' \(layer 1\) not exactly once"),
         (NAMES, SOURCE, {k: v for k, v in TARGET.items() if k != "c"}, "'a.weight' maps to 'c', but the model has no"),
@@ -113,7 +117,7 @@ def test_both_towers_start_as_the_reasoner(ref):
         np.testing.assert_array_equal(x, source, err_msg=str(path))
     np.testing.assert_array_equal(params["embed_tokens"], trained["embed_tokens"])
     np.testing.assert_array_equal(params["norm_gen"]["weight"], trained["norm_und"]["weight"])
-    norms = [f"layers/gen/attn/{n}_norm/weight" for n in "kq"] if ref == "EDGE" else []
-    assert [p for p in left if not p.startswith("io/")] == norms
+    norms = [f"layers/{n}/weight" for n in ("gen/attn/k_norm", "gen/attn/q_norm", "und/attn/k_norm_for_gen")]
+    assert [p for p in left if not p.startswith("io/")] == (norms if ref == "EDGE" else [])
     with pytest.raises(ConversionError, match="lm_head .* does not fit the model"):
         from_reasoner(fresh, {"lm_head": trained["lm_head"][:, :3]})
