@@ -9,9 +9,10 @@ cross entropy of `lm_head` on its text hidden states. Two samples: each alone in
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ from cosmos_jax.precision import HIGHEST
 from data_pipelines.schema import MODALITIES, Bucket
 
 NAME, ALONE, PACKED = "gradients", "one sample, no text targets", "two samples in one row"
-SEED = 11
+SEED, VANISHED = 11, 0.1
 BUCKET = Bucket(rows=1, und=56, gen=66, vision=44, action=12, sound=9, segments=3)
 TABLES = (  # parameters whose rows are selected by the input
     "embed_tokens", "io/action_in/kernel", "io/action_in/bias", "io/action_out/kernel", "io/action_out/bias",
@@ -128,9 +129,9 @@ def pose(found: Sequence[Sample], cfg: Config) -> list[Posed]:
     return out
 
 
-def loss(model: nn.Module, posed: Posed, n: dict, cfg: Config) -> torch.Tensor:
+def loss(model: Any, posed: Posed, n: dict, cfg: Config) -> torch.Tensor:
     """What one sample contributes to the loss of the batch. n: denominators of the whole batch."""
-    s, hidden = posed.sample, []
+    s, hidden = posed.sample, list[torch.Tensor]()
     hook = model.norm.register_forward_hook(lambda m, args, out: hidden.append(out))
     try:
         out = model(**reference.feed(posed.kw, model))
@@ -164,9 +165,14 @@ def of(model: nn.Module, total: Callable[[], torch.Tensor]) -> Gradients:
     return out
 
 
+def fits(parameters: int) -> bool:
+    """Whether weights and gradients, on either side, and what a step needs beside them can be held in float32."""
+    return reference.fits_float64(parameters)
+
+
 def golden(load: reference.Load) -> Golden:
     """Run the reference in float32, and in float64 where that fits."""
-    model = load(torch.float32)
+    model: Any = load(torch.float32)
     config = dict(model.config)
     g = Golden(samples(config), {})
     g.want = _golden(model, g, config)
@@ -181,12 +187,16 @@ def golden(load: reference.Load) -> Golden:
     return g
 
 
-def _golden(model: nn.Module, g: Golden, config: dict) -> dict[str, Gradients]:
+def _golden(model: Any, g: Golden, config: dict) -> dict[str, Gradients]:
     cfg, out = train_config(model_config(config)), {}
     for name, found in g.samples.items():
-        n, posed = denominators(batch(found, cfg.model)), pose(found, cfg)
-        out[name] = of(model, lambda n=n, posed=posed: sum(loss(model, p, n, cfg) for p in posed))
+        out[name] = of(model, functools.partial(_total, model, found, cfg))
     return out
+
+
+def _total(model: Any, found: Sequence[Sample], cfg: Config) -> torch.Tensor:
+    n = denominators(batch(found, cfg.model))
+    return torch.stack([loss(model, p, n, cfg) for p in pose(found, cfg)]).sum()
 
 
 def gradient(params: dict, cfg: Config, batch: dict) -> dict:
@@ -202,22 +212,26 @@ def check(g: Golden, params: dict, cfg: ModelConfig, change: Change = dict, call
     out, train = [], train_config(cfg)
     for name, found in g.samples.items():
         got = call(params, train, change(batch(found, cfg)))
-        out += compare(name, got, omni.entries(cfg), g.want[name], g.want64.get(name))
+        out += compare((NAME, name), got, omni.entries(cfg), g.want[name], g.want64.get(name), limit(cfg.layers))
     return out
 
 
+def limit(layers: int) -> float:
+    """1e-5 up to 3 layers; it grows with depth as the threshold of the outputs does."""
+    return rows.GRADIENT * rows.by_depth(layers) / rows.by_depth(3)
+
+
 def compare(
-    part: str, got: dict, entries: Iterable[Entry], want: Gradients, want64: Gradients | None = None, name: str = NAME
+    place: tuple[str, str], got: dict, entries: Iterable[Entry], want: Gradients, want64: Gradients | None, limit: float
 ) -> list[Row]:
     """One row for each parameter, worst first; then one for all that must have no gradient.
 
-    got: our tree of gradients. entries: the name map; parameters that it does not name must have no gradient. Stacked
+    place: (component, part). got: our tree of gradients. entries: the name map; parameters that it does not name must have no gradient. Stacked
     layers are compared one by one, and the worst is shown. Where the reference's gradient is 0 (a whole layer of a
     parameter; a word, a domain, a place of a table), ours must be 0 too, not merely small.
 
-    A gradient that the reference's own float32 gets wrong by more than the threshold is one that cancels to nothing (a
-    bias on keys that are not rotated moves no softmax). Such an error is a share of the gradient of the whole
-    projection, and the row says so.
+    A gradient that the reference's own float32 misses by more than a tenth cancels to nothing (a bias on keys that are
+    not rotated moves no softmax). Such an error is a share of the gradient of the whole projection; the row says so.
     """
     entries = list(entries)
     mine, theirs = flatten_dict(got), flatten_dict(from_torch(entries, want))
@@ -229,14 +243,14 @@ def compare(
         found = []
         for i in range(len(x)) if path in stacked else [...]:
             count += 1
-            where = (name, part, label if i is ... else f"{label}[{i}]")  # layer i
+            where = (*place, label if i is ... else f"{label}[{i}]")  # layer i
             if path not in theirs or not theirs[path][i].any():
                 dead.append(where[2])
                 still.append(np.abs(x[i]).max(initial=0.0))
                 continue
             y, known = theirs[path][i], exact64[path][i] if exact64 else None
-            row = rows.compare(where, x[i], y, rows.GRADIENT, exact64=known)
-            found.append(row if (row.floor or 0) <= rows.GRADIENT else _nothing(row, x[i], y, theirs, path, i))
+            row = rows.compare(where, x[i], y, limit, exact64=known)
+            found.append(row if (row.floor or 0) < VANISHED else _nothing(row, x[i], y, theirs, path, i))
             if label in TABLES:
                 still += [np.abs(a).max() for a, b in zip(x[i], y, strict=True) if not b.any()]
         out += sorted(found, key=lambda r: -r.rel)[:1]
@@ -244,7 +258,7 @@ def compare(
     what = f"no gradient, as in the reference: {len(dead)} of {count} tensors"
     unused = f"{len(still) - len(dead)} rows of tables that no input selects"
     note = "; ".join([", ".join(dead), unused] if dead else [unused])
-    return [*out, rows.exact((name, part, what), still, np.zeros(len(still)), note=note)]
+    return [*out, rows.exact((*place, what), still, np.zeros(len(still)), note=note)]
 
 
 def _nothing(row: Row, x, y, theirs: dict, path: tuple, i) -> Row:

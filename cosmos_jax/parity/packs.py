@@ -49,7 +49,8 @@ def _starts(batch: dict) -> list[int]:
 def _moved(one: dict, segment: int, at: dict[str, int], frames: int, starts: list[int]) -> dict[str, np.ndarray]:
     """A sample's fields with everything that names a place or a segment renumbered."""
     out = dict(one)
-    shifts = {"und_vit_index": at["P"] // MERGE, "vit_segment_ids": frames} | {f"{m}_index": at["G"] for m in MODALITIES}
+    shifts = {f"{m}_index": at["G"] for m in MODALITIES}
+    shifts |= {"und_vit_index": at["P"] // MERGE, "vit_segment_ids": frames}
     for name, shift in shifts.items():
         out[name] = np.where(one[name] >= 0, one[name] + shift, PAD)
     for name in ("und", "gen", *MODALITIES):

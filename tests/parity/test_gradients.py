@@ -15,7 +15,7 @@ from parity import reasoner_oracle
 
 from conversion import reasoner
 from cosmos_jax.config import Config
-from cosmos_jax.model import block, declare, modality, stack
+from cosmos_jax.model import block, declare, stack
 from cosmos_jax.parity import gradients, packs, reference, rows, tiny, transformer
 from data_pipelines.schema import Bucket
 
@@ -42,9 +42,9 @@ def judge(found, tree, dead):
     """Everything passes; every parameter of the tree is compared, but for those whose every layer is dead."""
     assert not rows.failures(found), rows.failures(found)
     *live, still = found
-    worst = live[0]
-    print(f"{worst.part}: worst of {len(live)}: {worst.rel:.1e} (torch32 against torch64: {worst.floor:.1e}), {worst.what}")
-    assert [r.rel for r in live] == sorted((r.rel for r in live), reverse=True) and all(r.floor or "rounding" in r.note for r in live)
+    errors = [r.rel for r in live]
+    print(f"{live[0].part}: worst of {len(live)}: {live[0].rel:.1e} (floor {live[0].floor:.1e}), {live[0].what}")
+    assert errors == sorted(errors, reverse=True) and all(r.floor or "rounding" in r.note for r in live)
     assert set(still.note.rsplit("; ", 1)[0].split(", ")) - {still.note} == dead
     whole = {d for d in dead if "[" not in d}
     paths = {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
@@ -104,7 +104,8 @@ def reasoner_world(kind):
 def reasoner_rows(kind, change=dict, call=gradients.ours):
     batch, want, want64, params, cfg = reasoner_world(kind)
     got = call(params, Config(model=cfg), change(batch))
-    return gradients.compare("two prompts in one row", got, reasoner.entries(cfg), want, want64, name="reasoner")
+    place = ("reasoner", "two prompts in one row")
+    return gradients.compare(place, got, reasoner.entries(cfg), want, want64, rows.GRADIENT)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", "cosmos3_edge"])
@@ -138,9 +139,8 @@ BATCH = {  # mistake → (how it is made, parameters whose gradient must show it
         fields(vision_weight=lambda b: np.where(b["vision_segment_ids"] == 0, 1.5, 1) * b["vision_weight"]),
         ["io/vision_out/kernel"],
     ),
-    "mean over the rows, not over the items": (
-        fields(segment_items=lambda b: np.minimum(b["segment_items"].cumsum(1), 1) * (b["segment_task"] != 0)[..., None]
-               * (np.arange(3) == 0)[:, None]),
+    "items of the first sample alone counted": (
+        fields(segment_items=lambda b: b["segment_items"] * (np.arange(3) == 0)[:, None]),
         ["io/vision_out/bias", "io/action_out/bias"],
     ),
     "targets one place late": (fields(und_targets=lambda b: np.roll(b["und_targets"], 1, 1)), ["lm_head"]),
@@ -152,7 +152,8 @@ BATCH = {  # mistake → (how it is made, parameters whose gradient must show it
         ["io/action_out/kernel", "io/action_out/bias"],
     ),
     "one embodiment for both": (
-        fields(action_domain=lambda b: np.full_like(b["action_domain"], 9)), ["io/action_in/bias", "io/action_in/kernel"],
+        fields(action_domain=lambda b: np.full_like(b["action_domain"], 9)),
+        ["io/action_in/bias", "io/action_in/kernel"],
     ),
     "sigma of the other sample": (
         fields(segment_sample_id=lambda b: b["segment_sample_id"][:, [1, 0, 2]]), ["io/time/linear_1/kernel"],
@@ -179,18 +180,18 @@ def without_bias(self, x, precision, out=None):
     return y if self.bias is None else y - self.bias[...] + jax.lax.stop_gradient(self.bias[...])
 
 
-DENSE = declare.Dense.__call__
+DENSE, QUICK = declare.Dense.__call__, {"xla_backend_optimization_level": 0}
 CODE = {
     "keys and values of the text detached": (detached(block, "KV"), ["layers/und/attn/v", "embed_tokens"]),
     "biases without gradient": ((declare.Dense, "__call__", without_bias), ["io/vision_in/bias", "io/sound_out/bias"]),
-    "time detached": (detached(modality.TimeEmbedder, "__call__"), ["io/time/linear_1/kernel", "io/time/linear_2/bias"]),
 }
 
 
 def mutant(patch, check):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(*patch)
-        return check(jax.jit(lambda *a: gradients.gradient(*a), static_argnums=1))  # nothing traced before will do
+        # nothing traced before will do; a program that runs once need not be a fast one
+        return check(jax.jit(lambda *a: gradients.gradient(*a), static_argnums=1, compiler_options=QUICK))
 
 
 @pytest.mark.parametrize("mistake", CODE)
@@ -200,7 +201,6 @@ def test_a_mistake_in_the_code_shows(mistake):
     only = gradients.Golden({k: v for k, v in golden.samples.items() if k == gradients.PACKED}, golden.want)
     found = mutant(patch, lambda call: gradients.check(only, params, cfg, call=call))
     assert not set(where) - set(shown(found)), shown(found)
-    assert rows.failures(found)[-1].limit == 0 or "bias" in mistake  # detached: no gradient at all, which a row says
 
 
 def test_a_detached_deepstack_shows():
