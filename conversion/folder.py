@@ -80,7 +80,7 @@ def open_folder(path: str | Path, model: ModelConfig | None = None, average: boo
 
 def _diffusers(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     """model_index.json and a folder per component; or the folder of one component."""
-    _not_asked(path, model, average)
+    not_asked(path, model, average)
     parts = {name: path / name for name in (*READERS, EYE) if (path / name / "config.json").is_file()}
     if not parts:
         name = CLASSES[_json(path / "config.json")["_class_name"]]
@@ -135,7 +135,7 @@ def _sound(folder: Path, eye: Path | None) -> Component:
 
 def _transformers(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     """A reasoner alone: Qwen3-VL, or that of Cosmos 3."""
-    _not_asked(path, model, average)
+    not_asked(path, None, average)  # a model may be asked for: the one to grow from this reasoner
     config = _json(path / "config.json")
     cfg, source = configs.reasoner(config), safetensors.open_folder(path)
     naming = reasoner.naming(config, source)
@@ -220,7 +220,7 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-def _not_asked(path: Path, model: ModelConfig | None, average: bool | None) -> None:
+def not_asked(path: Path, model: ModelConfig | None, average: bool | None) -> None:
     if model is not None:
         raise ConversionError(f"{path} states its own architecture; leave --config out.")
     if average is not None:

@@ -8,7 +8,7 @@ only where the layers of one stacked parameter differ, and `narrowed` remembers 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,9 +25,14 @@ Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # name → dtype, shape
 
 
 class Weights:
-    """arrays: path → shape and dtype. narrowed: "path[layer]" → dtype, of layers that were narrower in the source."""
+    """What there is and how to read it.
+
+    arrays: path → shape and dtype. stacked: parameters that the source holds a layer at a time. narrowed: "path[layer]" →
+    dtype, of layers that were narrower in the source.
+    """
 
     arrays: dict[Path, jax.ShapeDtypeStruct]
+    stacked: frozenset[Path] = frozenset()
     narrowed: dict[str, str]
 
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
@@ -37,6 +42,17 @@ class Weights:
     def dtype(self, path: Path, layer: int | None) -> np.dtype:
         """What the source had."""
         return jnp.dtype(self.narrowed.get(_name(path, layer), self.arrays[path].dtype))
+
+    def plan(self) -> dict[Path, Planned]:
+        """How `slices` will come: a large stacked parameter a layer at a time, any other whole."""
+        large = {k for k in self.stacked if self.arrays[k].size * self.arrays[k].dtype.itemsize > CHUNK}
+        return {k: Planned(x.shape, x.dtype, k in large) for k, x in self.arrays.items()}
+
+    def slices(self) -> Iterator[tuple[Path, int | None, np.ndarray]]:
+        """Every parameter once."""
+        for path, x in self.plan().items():
+            for layer in range(x.shape[0]) if x.layered else (None,):
+                yield path, layer, self.read(path, layer)
 
 
 class Foreign(Weights):
@@ -62,17 +78,6 @@ class Foreign(Weights):
         e = self.at[path, layer]
         return to_ours(e, self.source[e.source]).astype(self.arrays[path].dtype, copy=False)
 
-    def plan(self) -> dict[Path, Planned]:
-        """How `slices` will come: a large stacked parameter a layer at a time, any other whole."""
-        large = {k for k in self.stacked if self.arrays[k].size * self.arrays[k].dtype.itemsize > CHUNK}
-        return {k: Planned(x.shape, x.dtype, k in large) for k, x in self.arrays.items()}
-
-    def slices(self) -> Iterator[tuple[Path, int | None, np.ndarray]]:
-        """Every parameter once."""
-        for path, x in self.plan().items():
-            for layer in range(x.shape[0]) if x.layered else (None,):
-                yield path, layer, self.read(path, layer)
-
 
 class Stored(Weights):
     """Arrays of an Orbax checkpoint (`checkpoint.open_arrays`)."""
@@ -92,10 +97,24 @@ class Merged(Weights):
     def __init__(self, *parts: Weights):
         self.owner = {path: part for part in parts for path in part.arrays}
         self.arrays = {path: part.arrays[path] for path, part in self.owner.items()}
+        self.stacked = frozenset().union(*(part.stacked for part in parts))
         self.narrowed = {k: v for part in parts for k, v in part.narrowed.items()}
 
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
         return self.owner[path].read(path, layer)
+
+
+class Selected(Weights):
+    """Some parameters of another."""
+
+    def __init__(self, whole: Weights, paths: Collection[Path]):
+        self.whole = whole
+        self.arrays = {k: x for k, x in whole.arrays.items() if k in paths}
+        self.stacked = whole.stacked & frozenset(paths)
+        self.narrowed = {k: v for k, v in whole.narrowed.items() if _path(k) in paths}
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        return self.whole.read(path, layer)
 
 
 def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterator[tuple[str, np.ndarray]]]:
@@ -167,6 +186,10 @@ def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
         return wide == narrow
     a, b = jnp.finfo(wide), jnp.finfo(narrow)
     return a.nmant >= b.nmant and a.maxexp >= b.maxexp and a.minexp <= b.minexp
+
+
+def _path(name: str) -> Path:
+    return tuple(name.partition("[")[0].split("/"))
 
 
 def _name(path: Path, layer: int | None = None) -> str:

@@ -1,5 +1,6 @@
 """`convert`: every layout to every other, byte for byte, in little memory, and never half a checkpoint."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +17,28 @@ from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTr
 from flax.traverse_util import flatten_dict
 from parity import oracle, reasoner_oracle
 
-from conversion import bench, convert, dcp, export, folder, manifest, omni, pth, reasoner, safetensors, source, weights
+from conversion import (
+    bench,
+    convert,
+    dcp,
+    export,
+    folder,
+    initialise,
+    manifest,
+    omni,
+    pth,
+    reasoner,
+    safetensors,
+    source,
+    weights,
+)
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.weights import Foreign, place
 from cosmos_jax import checkpoint
+from cosmos_jax import state as states
 from cosmos_jax.__main__ import main
-from cosmos_jax.config import ModelConfig
+from cosmos_jax.config import Config, ModelConfig, OptimConfig
 from cosmos_jax.model import cosmos
 
 COMPONENTS = ("transformer", "vae", "sound_tokenizer")
@@ -153,6 +169,53 @@ def test_the_reasoner_inside_a_whole_model_is_exported_alone(kind, tmp_path):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("kind", ["qwen3_vl", "cosmos3_edge"])
+def test_a_reasoner_grows_into_a_whole_model(kind, tmp_path):
+    """Both towers start as the reasoner, the rest is fresh and float32 and listed; equal to doing it in memory."""
+    tiny = reasoner_folder(tmp_path / "tiny", kind)
+    cfg = dataclasses.replace(reasoner_oracle.ours(kind), action_dim=6, sound_dim=5)
+    run(tiny, tmp_path / "orbax", model=cfg)
+    got = convert.load(tmp_path / "orbax", {"model": jax.tree.map(placed, cosmos.abstract(cfg))})["model"]
+    reasoner_only = folder.open_folder(tiny).components["reasoner"].load()
+    want, left = initialise.from_reasoner(cosmos.init(cfg, jax.random.key(3)), reasoner_only)
+    fresh = manifest.read(tmp_path / "orbax")["fresh"]
+    assert sorted(fresh["paths"]) == left and fresh["seed"] == 0
+    got, want = flatten_dict(got), flatten_dict(want)
+    for path, x in want.items():
+        if "/".join(path) not in left:
+            np.testing.assert_array_equal(got[path], x, err_msg=str(path))
+        else:
+            a, b = np.asarray(got[path]), np.asarray(x)
+            assert a.std() == pytest.approx(b.std(), rel=0.5, abs=1e-6) and a.mean() == pytest.approx(b.mean(), abs=0.1)
+            assert a.size < 2 or not a.std() or not np.array_equal(a, b)
+    run(tmp_path / "orbax", tmp_path / "diffusers", "diffusers")
+    assert Cosmos3OmniTransformer.from_pretrained(tmp_path / "diffusers" / "transformer").config.sound_dim == 5
+    with pytest.raises(
+        ConversionError, match="the reasoner has rope_theta=.* but the model that --config describes has"
+    ):
+        convert.prepare(tiny, tmp_path / "x", model=dataclasses.replace(cfg, rope_theta=3.0))
+
+
+def test_a_training_run_is_exported(tmp_path):
+    """The average where there is one (and the frozen parameters themselves), or the last parameters when asked."""
+    cfg = Config(
+        model=dataclasses.replace(reasoner_oracle.QWEN, action_dim=6, sound_dim=5), optim=OptimConfig(frozen=("vit",))
+    )
+    state = states.init(cfg)
+    state["ema"] = jax.tree.map(lambda x: x + 1, state["ema"])
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as c:
+        c.save(7, state, {}, cfg)
+    for average, by in ((None, 1), (True, 1), (False, 0)):
+        out = tmp_path / f"out {average}"
+        lines, _, work = convert.prepare(tmp_path / "run", out, "diffusers", average=average)
+        work(lambda n: None)
+        assert lines[0].startswith("step 7, the averaged" if by else "step 7, the last")
+        found = folder.open_folder(out)
+        params = found.components["transformer"].load() | found.components["vision_encoder"].load()
+        for (path, got), want in zip(flatten_dict(params).items(), flatten_dict(state["params"]).values(), strict=True):
+            np.testing.assert_array_equal(got, np.asarray(want) + (by if path[0] != "vit" else 0), err_msg=str(path))
+
+
 class InMemory(weights.Weights):
     def __init__(self, tree):
         self.flat, self.narrowed = flatten_dict(tree), {}
@@ -203,6 +266,7 @@ def test_the_manifest_accounts_for_everything(tiny, orbax):
     assert {k: c["item"] for k, c in table["components"].items()} == {
         "transformer": "model", "vae": "vae", "sound_tokenizer": "sound_tokenizer"
     }  # fmt: skip
+    assert table["source"]["tensors"]["transformer"] == {"float32": 69, "bfloat16": 19} and table["fresh"] == {}
     assert table["components"]["transformer"]["narrowed"] == {"layers/und/attn/q[1]": "bfloat16"}
     assert "Karras sigmas 200 to 0.147" in table["scheduler"]["choice"]
     assert table["prompts"] == {"convention": "diffusers", "use_system_prompt": False, "stated": True}
