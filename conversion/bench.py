@@ -2,8 +2,8 @@
 
 In: a scratch directory with room for three times the model. Out: a table. A transformer with the layer shapes of Nano
 and random bfloat16 numbers is written in diffusers' layout, then copied file by file, converted, and converted back, in
-this one run; each starts after a sync, with the files in the page cache. Memory is what the process adds to its resident
-size (mapped files included), sampled every 10 ms.
+this one run; each starts after a sync, with the files in the page cache. Memory is what the process adds to its
+resident size (mapped files included), sampled every 10 ms.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from conversion import configs, convert, export, omni
-from conversion.names import Entry
+from conversion import convert, export, export_configs, omni
 from conversion.weights import Weights
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos
@@ -34,10 +35,7 @@ class Random(Weights):
 
     narrowed: dict[str, str] = {}
 
-    def __init__(self, cfg: ModelConfig, entries: list[Entry]):
-        import jax
-        from flax.traverse_util import flatten_dict
-
+    def __init__(self, cfg: ModelConfig):
         shapes = flatten_dict(omni.part(cosmos.abstract(cfg)))
         self.arrays = {k: jax.ShapeDtypeStruct(x.shape, ml_dtypes.bfloat16) for k, x in shapes.items()}
         self.block = np.random.RandomState(0).standard_normal(1 << 20).astype(ml_dtypes.bfloat16)
@@ -74,12 +72,12 @@ def _resident() -> float:
 def run(scratch: Path, layers: int) -> dict[str, dict[str, float]]:
     """name → {seconds, bytes}; and "model" → {bytes}. The scratch directory is emptied again."""
     cfg = ModelConfig(name="bench", layers=layers, vocab=32768)
+    tiny = ModelConfig(name="tiny", layers=1, hidden=64, heads=2, kv_heads=1, mlp=64, vocab=64)
     here = Path(tempfile.mkdtemp(dir=scratch))
     try:
-        source = here / "source" / "transformer"
-        entries = omni.entries(cfg)
-        export._safetensors(source, "diffusion_pytorch_model", entries, Random(cfg, entries), lambda n: None)
-        (source / "config.json").write_text(json.dumps(configs.to_diffusers(cfg)))
+        _write(here / "tiny", tiny)
+        convert.prepare(here / "tiny", here / "warm")[2](lambda n: None)  # imports and threads are not the model's
+        source = _write(here / "source", cfg)
         size = sum(p.stat().st_size for p in source.iterdir())
         results = {"model": {"bytes": float(size)}}
         with measured() as results["copy the files"]:
@@ -96,6 +94,15 @@ def run(scratch: Path, layers: int) -> dict[str, dict[str, float]]:
     finally:
         shutil.rmtree(here)
     return results
+
+
+def _write(folder: Path, cfg: ModelConfig) -> Path:
+    """A diffusers folder with a random transformer; returns transformer/."""
+    out = folder / "transformer"
+    out.mkdir(parents=True)
+    export.write(export.Plan([("safetensors", "diffusion_pytorch_model", omni.entries(cfg), Random(cfg))]), out)
+    (out / "config.json").write_text(json.dumps(export_configs.diffusers_transformer(cfg)))
+    return out
 
 
 def main() -> None:

@@ -57,8 +57,8 @@ def same(entry: Entry, first: np.ndarray, second: np.ndarray) -> None:
     """ConversionError unless two readings of one tensor agree. entry: the second's."""
     if first is not second and not np.array_equal(first, second):
         raise ConversionError(
-            f"{entry.source!r} is one tensor in this layout, but here {'/'.join(entry.path)!r} and its twin have come to "
-            "differ; export to a layout that holds both."
+            f"{entry.source!r} is one tensor in this layout, but here {'/'.join(entry.path)!r} and its twin have come "
+            "to differ; export to a layout that holds both."
         )
 
 

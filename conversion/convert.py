@@ -31,11 +31,10 @@ Progress = Callable[[int], None]
 def prepare(
     src: str | Path, dst: str | Path, layout: str = "orbax", model: ModelConfig | None = None,
     average: bool | None = None,
-) -> tuple[list[str], int, Callable[[Progress], list[str]]]:  # fmt: skip
-    """Check everything; move nothing. Returns (lines to read, bytes to move, the work).
+) -> tuple[list[str], int, Callable[[Progress], None]]:  # fmt: skip
+    """Check everything; move nothing. Returns (lines to read, bytes to move, the work, which reports progress).
 
-    The work takes a progress callback and returns what of the source is not in DST. ConversionError, FileError,
-    CheckpointError or ConfigError: one sentence.
+    ConversionError, FileError, CheckpointError or ConfigError: one sentence.
     """
     src, dst = Path(src), Path(dst)
     if layout not in LAYOUTS:
@@ -49,15 +48,17 @@ def prepare(
         lines, size = manifest.describe(found), _size(source.from_folder(found))
         return lines, size, lambda progress: _import(found, dst, progress)
     origin = source.open_source(src, model, average)
+    chosen = export.plan(origin, layout)
 
-    def work(progress: Progress) -> list[str]:
+    def work(progress: Progress) -> None:
         with appearing(dst) as partial:
-            return export.write(origin, layout, partial, progress)
+            export.write(chosen, partial, progress)
 
-    return list(origin.lines), _size(origin), work
+    left = [f"not in {dst}: {line}" for line in chosen.left]
+    return [*origin.lines, *left], _size(origin), work
 
 
-def _import(found: folder.Folder, dst: Path, progress: Progress) -> list[str]:
+def _import(found: folder.Folder, dst: Path, progress: Progress) -> None:
     weights = {name: c.weights() for name, c in found.components.items()}
     items: dict[str, dict] = {}
     for name, w in weights.items():
@@ -75,7 +76,6 @@ def _import(found: folder.Folder, dst: Path, progress: Progress) -> list[str]:
         names = {name: source.item(name) for name in weights}
         table = manifest.build(found, weights, names, hashes.result())
         (partial / manifest.NAME).write_text(json.dumps(table, indent=1) + "\n")
-    return []
 
 
 def load(path: str | Path, items: dict[str, dict]) -> dict[str, dict]:

@@ -1,8 +1,8 @@
 """Weights → PyTorch files that the reference libraries load.
 
-In: a `Source`, a layout. Out: a folder, one tensor in memory at a time: diffusers (a folder per component), transformers
-(the reasoner alone), native (cosmos-framework's names in safetensors; the video VAE as Wan2.2_VAE.pth), dcp (the same
-names in a checkpoint of torch.distributed).
+In: a `Source`, a layout. Out: a `Plan`, and from it a folder, one tensor in memory at a time: diffusers (a folder per
+component), transformers (the reasoner alone), native (cosmos-framework's names in safetensors; the video VAE as
+Wan2.2_VAE.pth), dcp (the same names in a checkpoint of torch.distributed).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,75 +26,90 @@ SHARD = 5_000_000_000  # bytes per safetensors file, as diffusers and transforme
 Progress = Callable[[int], None]
 
 
-def write(source: Source, layout: str, out: Path, progress: Progress = lambda nbytes: None) -> list[str]:
-    """Fill the folder `out`; returns what of the source is not in it, a line each. ConversionError if it cannot be."""
-    return LAYOUTS[layout](source, out, progress)
+@dataclass
+class Plan:
+    """What a folder will hold; every name is relative to it."""
+
+    weights: list[tuple[str, str, list[Entry], Weights]] = field(default_factory=list)  # a key of WRITERS, where, what
+    tables: dict[str, dict] = field(default_factory=dict)  # JSON file → content
+    copies: dict[str, Path] = field(default_factory=dict)  # file → where it is now
+    left: list[str] = field(default_factory=list)  # what of the source will not be there, and why
 
 
-def _diffusers(source: Source, out: Path, progress: Progress) -> list[str]:
+def plan(source: Source, layout: str) -> Plan:
+    """Decide what is written; ConversionError if the source has not what the layout needs."""
+    return LAYOUTS[layout](source)
+
+
+def write(chosen: Plan, out: Path, progress: Progress = lambda nbytes: None) -> None:
+    """Fill the folder `out`."""
+    for writer, name, entries, weights in chosen.weights:
+        layout, stream = tensors(entries, weights)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[writer](out / name, layout, _counted(stream, progress))
+    for name, table in chosen.tables.items():
+        (out / name).write_text(json.dumps(table, indent=2) + "\n")
+    for name, path in chosen.copies.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out / name)
+
+
+def _diffusers(source: Source) -> Plan:
     if "reasoner" in source.components:
         raise ConversionError(
             f"{source.path} holds a reasoner alone, but a diffusers folder has a generator; use --layout=transformers."
         )
+    out = Plan()
     for name, (cfg, weights) in source.components.items():
+        stem, table = "diffusion_pytorch_model", None
         if name == "transformer":
-            entries, config = omni.entries(cfg), export_configs.diffusers_transformer(cfg)
+            entries, table = omni.entries(cfg), export_configs.diffusers_transformer(cfg)
         elif name == "vision_encoder":
-            entries, config = reasoner.vision_entries(cfg), export_configs.vision_encoder(cfg)
+            stem, entries, table = "model", reasoner.vision_entries(cfg), export_configs.vision_encoder(cfg)
         elif name == "vae":
-            entries, config = wan.entries(cfg), cfg.to_diffusers()
-        else:  # only diffusers has a sound tokeniser, so its own config is among the files
-            entries, config = avae.entries(cfg), None
-        stem = "model" if name == "vision_encoder" else "diffusion_pytorch_model"
-        _safetensors(out / name, stem, entries, weights, progress)
-        if config is not None:
-            _json(out / name / "config.json", config)
-    return _copy(source, out, lambda name: name if source.layout == "diffusers" else None)
+            entries, table = wan.entries(cfg), cfg.to_diffusers()
+        else:  # only diffusers has a sound tokeniser, so its config is among the files
+            entries = avae.entries(cfg)
+        out.weights.append(("safetensors", f"{name}/{stem}", entries, weights))
+        if f"{name}/config.json" not in source.files:
+            out.tables[f"{name}/config.json"] = table
+    return _copies(out, source, lambda name: name if source.layout == "diffusers" else None)
 
 
-def _transformers(source: Source, out: Path, progress: Progress) -> list[str]:
+def _transformers(source: Source) -> Plan:
     found = {k: v for k, v in source.components.items() if k in ("reasoner", "transformer", "vision_encoder")}
     if "reasoner" not in found and len(found) < 2:
         raise ConversionError(f"{source.path} lacks the und tower or the vision encoder, so it holds no reasoner.")
-    cfg = next(iter(found.values()))[0]
-    weights = Merged(*(w for _, w in found.values()))
-    _safetensors(out, "model", reasoner.NAMINGS[source.naming or "saved"](cfg), weights, progress)
+    cfg, weights = found[next(reversed(found))][0], Merged(*(w for _, w in found.values()))
+    out = Plan([("safetensors", "model", reasoner.NAMINGS[source.naming or "saved"](cfg), weights)])
     if "config.json" not in source.files:
-        _json(out / "config.json", export_configs.reasoner(cfg))
-    left = _copy(source, out, lambda name: name if source.layout == "transformers" else _beside_a_reasoner(name))
-    return [f"{name}: a reasoner has none" for name in source.components if name not in found] + left
+        out.tables["config.json"] = export_configs.reasoner(cfg)
+    out.left = [f"{name}: a reasoner has none" for name in source.components if name not in found]
+    return _copies(out, source, lambda name: name if source.layout == "transformers" else _beside_a_reasoner(name))
 
 
-def _native(source: Source, out: Path, progress: Progress) -> list[str]:
-    entries, weights = _framework(source)
-    _safetensors(out, "model", entries, weights, progress)
-    return _vae_and_rest(source, out, progress)
+def _native(source: Source) -> Plan:
+    return _framework(source, "safetensors")
 
 
-def _dcp(source: Source, out: Path, progress: Progress) -> list[str]:
-    entries, weights = _framework(source)
-    layout, stream = tensors(entries, weights)
-    dcp.write_folder(out / "model", layout, _counted(stream, progress))
-    return _vae_and_rest(source, out, progress)
+def _dcp(source: Source) -> Plan:
+    return _framework(source, "dcp")
 
 
-def _framework(source: Source) -> tuple[list[Entry], Weights]:
+def _framework(source: Source, writer: str) -> Plan:
     if "transformer" not in source.components:
         raise ConversionError(f"{source.path} has no transformer, which is what cosmos-framework's layout is of.")
-    cfg, weights = source.components["transformer"]
-    if "vision_encoder" in source.components:
-        cfg, eye = source.components["vision_encoder"]
-        weights = Merged(weights, eye)
-    return framework.entries(cfg), weights
-
-
-def _vae_and_rest(source: Source, out: Path, progress: Progress) -> list[str]:
-    if "vae" in source.components:
-        cfg, weights = source.components["vae"]
-        layout, stream = tensors(wan.entries_original(cfg), weights)
-        pth.write_file(out / "Wan2.2_VAE.pth", layout, _counted(stream, progress))
-    left = [f"{k}: this layout has none" for k in source.components if k == "sound_tokenizer"]
-    return left + _copy(source, out, lambda name: None)
+    parts = [source.components[k] for k in ("transformer", "vision_encoder") if k in source.components]
+    cfg = parts[-1][0]
+    if len(parts) > 1 and cfg.vision.kind != "qwen3vl":  # the framework keeps Edge's eye in a file of its own
+        raise ConversionError("cosmos-framework's checkpoints of Edge hold no vision encoder; export it as diffusers.")
+    out = Plan([(writer, "model", framework.entries(cfg), Merged(*(w for _, w in parts)))])
+    for name, (cfg, weights) in source.components.items():
+        if name == "vae":
+            out.weights.append(("pth", "Wan2.2_VAE.pth", wan.entries_original(cfg), weights))
+        elif name == "sound_tokenizer":
+            out.left.append("sound_tokenizer: this layout has none")
+    return _copies(out, source, lambda name: None)
 
 
 def _beside_a_reasoner(name: str) -> str | None:
@@ -104,34 +120,27 @@ def _beside_a_reasoner(name: str) -> str | None:
     return file if top or folder == "text_tokenizer" else None
 
 
-def _copy(source: Source, out: Path, place: Callable[[str], str | None]) -> list[str]:
-    """Copy the files that travel; those already written are the ones of the weights. Returns what stays behind."""
-    left = []
+def _copies(out: Plan, source: Source, place: Callable[[str], str | None]) -> Plan:
     for name, path in source.files.items():
-        target = place(name)
-        if target is None:
-            left.append(f"{name}: this layout has none")
-            continue
-        (out / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, out / target)
-    return left
+        if (target := place(name)) is None:
+            out.left.append(f"{name}: this layout has none")
+        else:
+            out.copies[target] = path
+    return out
 
 
-def _safetensors(folder: Path, stem: str, entries: list[Entry], weights: Weights, progress: Progress) -> None:
-    """One file, or as many as it takes with an index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    layout, stream = tensors(entries, weights)
-    shards = _shards(layout)
-    names = [f"{stem}.safetensors"] if len(shards) == 1 else [
-        f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
-    ]  # fmt: skip
-    counted = _counted(stream, progress)
+def _safetensors(where: Path, layout: Layout, stream: Iterator[tuple[str, np.ndarray]]) -> None:
+    """`where`.safetensors, or as many files as it takes and an index."""
+    shards, folder, stem = _shards(layout), where.parent, where.name
+    n = len(shards)
+    names = [f"{stem}-{i:05d}-of-{n:05d}.safetensors" if n > 1 else f"{stem}.safetensors" for i in range(1, n + 1)]
     for name, shard in zip(names, shards, strict=True):
-        safetensors.write_file(folder / name, shard, itertools.islice(counted, len(shard)), {"format": "pt"})
-    if len(shards) > 1:
+        safetensors.write_file(folder / name, shard, itertools.islice(stream, len(shard)), {"format": "pt"})
+    if n > 1:
         total = sum(safetensors.nbytes(*x) for x in layout.values())
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _json(folder / f"{stem}{safetensors.INDEX}", {"metadata": {"total_size": total}, "weight_map": where})
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / f"{stem}{safetensors.INDEX}").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _shards(layout: Layout) -> list[Layout]:
@@ -154,8 +163,7 @@ def _counted(stream: Iterator[tuple[str, np.ndarray]], progress: Progress) -> It
         progress(x.nbytes)
 
 
-def _json(path: Path, table: dict) -> None:
-    path.write_text(json.dumps(table, indent=2) + "\n")
-
-
+WRITERS: dict[str, Callable[[Path, Layout, Iterator[tuple[str, np.ndarray]]], None]] = {
+    "safetensors": _safetensors, "pth": pth.write_file, "dcp": dcp.write_folder,
+}  # fmt: skip
 LAYOUTS = {"diffusers": _diffusers, "transformers": _transformers, "native": _native, "dcp": _dcp}

@@ -1,8 +1,8 @@
 """Parameters that are not in memory: read a layer at a time, whoever holds them.
 
 In: a name map over lazily read PyTorch tensors, or the arrays of an Orbax checkpoint. Out: `Weights`, which every
-writer takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens only
-where the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
+writer takes: an Orbax checkpoint, PyTorch files (`tensors`), devices (`place`). Nothing is computed; a dtype widens
+only where the layers of one stacked parameter differ, and `narrowed` remembers it for the way back.
 """
 
 from __future__ import annotations

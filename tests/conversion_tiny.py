@@ -3,7 +3,7 @@
 import json
 
 from diffusers import UniPCMultistepScheduler
-from parity import oracle, test_avae, wan_oracle
+from parity import oracle, reasoner_oracle, test_avae, wan_oracle
 
 SCHEDULER = dict(
     use_karras_sigmas=True, use_flow_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0, sigma_min=0.147
@@ -26,4 +26,10 @@ def diffusers_folder(path, *, mixed=False):
     (path / "model_index.json").write_text(json.dumps(index | {"default_use_system_prompt": False}))
     (path / "text_tokenizer").mkdir()
     (path / "text_tokenizer" / "tokenizer.json").write_text("{}")
+    return path
+
+
+def reasoner_folder(path, kind, **other):
+    """What transformers writes for a tiny Qwen3-VL, or the reasoner of Cosmos 3, in several files."""
+    reasoner_oracle.reference(kind, **other).save_pretrained(path, max_shard_size="200KB")
     return path

@@ -1,6 +1,6 @@
 """`convert`: PyTorch checkpoints to ours and back.
 
-In: options. Out: the work: a bar, and a line for whatever did not come along (conversion/convert.py).
+In: options. Out: the work, with a bar; before it, a line for every choice and whatever does not come along.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def prepare(options) -> Callable[[], None]:
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
         with Progress(TextColumn("{task.description}"), *columns) as bar:
             moving = bar.add_task(options.layout, total=size)
-            left = work(lambda nbytes: bar.advance(moving, nbytes))
-        for line in left:
-            print(f"not in {options.target}: {line}")
+            work(lambda nbytes: bar.advance(moving, nbytes))
         print(f"{options.target}: {size / 1e9:.3f} GB in {time.monotonic() - began:.1f} s")
 
     return run

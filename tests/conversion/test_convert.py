@@ -11,16 +11,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conversion_tiny import diffusers_folder
+from conversion_tiny import diffusers_folder, reasoner_folder
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer
-from parity import oracle
+from flax.traverse_util import flatten_dict
+from parity import oracle, reasoner_oracle
 
-from conversion import bench, convert, dcp, folder, manifest, pth, safetensors, source
+from conversion import bench, convert, dcp, export, folder, manifest, omni, pth, reasoner, safetensors, source, weights
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.weights import Foreign, place
 from cosmos_jax import checkpoint
 from cosmos_jax.__main__ import main
+from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos
 
 COMPONENTS = ("transformer", "vae", "sound_tokenizer")
@@ -77,8 +79,9 @@ def test_the_exported_folder_loads_in_diffusers_and_gives_the_same_output(tmp_pa
     _, info = Cosmos3OmniTransformer.from_pretrained(tmp_path / "d" / "transformer", output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     kw = oracle.inputs(oracle.OMNI)
-    for a, b in zip(got(**kw), want(**kw), strict=True):
-        assert torch.equal(a[0], b[0])
+    a, b = got(**kw), want(**kw)
+    for name in ("sample", "sound", "action"):
+        assert torch.equal(a[name][0], b[name][0]) and b[name][0].any()
     run(tmp_path / "a", tmp_path / "e", "diffusers")
     for name, cls in (("vae", AutoencoderKLWan), ("sound_tokenizer", Cosmos3AVAEAudioTokenizer)):
         models = [cls.from_pretrained(p / name) for p in (tiny, tmp_path / "e")]
@@ -104,6 +107,73 @@ def test_framework_checkpoints_come_back_byte_for_byte(tiny, orbax, tmp_path):
         found = folder.open_folder(tmp_path / "both", cfg, average).components["transformer"]
         assert found.load()["lm_head"].max() == value
         assert len(found.dropped) == 88 and "are taken" in next(iter(found.dropped.values()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("qwen3_vl", {}), ("qwen3_vl", {"tie_word_embeddings": True}), ("cosmos3_omni", {}),
+                        ("cosmos3_edge", {})],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_reasoner_comes_back_byte_for_byte_and_loads_in_transformers(kind, other, tmp_path):
+    """Names as transformers' files have them; nothing missing, nothing unexpected; bit-equal logits."""
+    tiny = reasoner_folder(tmp_path / "tiny", kind, **other)
+    assert len(list(tiny.glob("*.safetensors"))) > 1
+    run(tiny, tmp_path / "orbax")
+    run(tmp_path / "orbax", tmp_path / "back", "transformers")
+    assert_same(*(safetensors.open_folder(p) for p in (tmp_path / "back", tiny)))
+    cls = type(reasoner_oracle.reference(kind, **other))
+    got, info = cls.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    ids = torch.arange(29)[None] * 17 % 590
+    assert torch.equal(got.eval()(input_ids=ids).logits, cls.from_pretrained(tiny).eval()(input_ids=ids).logits)
+    if other:
+        assert "lm_head.weight" not in safetensors.open_folder(tmp_path / "back")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["cosmos3_omni", "cosmos3_edge"])
+def test_the_reasoner_inside_a_whole_model_is_exported_alone(kind, tmp_path):
+    """A diffusers folder with its vision encoder, written by us → transformers: reads no tensor of the generator."""
+    source_cfg = reasoner_oracle.ours(kind)
+    both = reasoner_oracle.pair(kind)[2]
+    parts = {"transformer": omni.part(both), "vision_encoder": reasoner.vision_part(both)}
+    whole = {name: (source_cfg, InMemory(tree)) for name, tree in parts.items()}
+    plan = export.plan(source.Source(tmp_path, "run", whole), "diffusers")
+    export.write(plan, tmp_path / "folder")
+    found = folder.open_folder(tmp_path / "folder")
+    assert set(found.components) == {"transformer", "vision_encoder"}
+    assert found.components["transformer"].config.vision == source_cfg.vision
+    for path in (tmp_path / "folder" / "transformer").iterdir():  # the generator's bytes are not needed
+        assert path.name in ("config.json", "diffusion_pytorch_model.safetensors")
+    run(tmp_path / "folder", tmp_path / "reasoner", "transformers")
+    model = reasoner_oracle.reference(kind)
+    got, info = type(model).from_pretrained(tmp_path / "reasoner", output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    for (name, a), b in zip(got.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+class InMemory(weights.Weights):
+    def __init__(self, tree):
+        self.flat, self.narrowed = flatten_dict(tree), {}
+        self.arrays = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in self.flat.items()}
+
+    def read(self, path, layer=None):
+        return np.asarray(self.flat[path] if layer is None else self.flat[path][layer])
+
+
+def test_tied_embeddings_that_came_to_differ_are_refused(tmp_path):
+    run(reasoner_folder(tmp_path / "tiny", "qwen3_vl", tie_word_embeddings=True), tmp_path / "orbax")
+    store = checkpoint.open_arrays(tmp_path / "orbax" / "weights", "model")["lm_head",]
+    array = next((tmp_path / "orbax" / "weights" / "model" / "lm_head" / "c").rglob("0"))
+    array = array if array.is_file() else next(p for p in array.rglob("*") if p.is_file())
+    data = bytearray(array.read_bytes())
+    data[2] ^= 0x40
+    array.write_bytes(bytes(data))
+    assert store.shape == (48, 640)
+    with pytest.raises(ConversionError, match="'lm_head' and its twin have come to differ"):
+        run(tmp_path / "orbax", tmp_path / "back", "transformers")
+    assert not (tmp_path / "back").exists()
 
 
 def test_the_original_vae_file_comes_back_byte_for_byte(tiny, orbax, tmp_path, monkeypatch):
@@ -152,7 +222,7 @@ def test_only_what_a_job_needs_is_read(orbax, tmp_path):
             shutil.rmtree(array / "c")
     got = convert.load(tmp_path / "copy", {"model": cosmos.part(whole, "reasoner")})["model"]
     jax.tree.map(np.testing.assert_array_equal, got, cosmos.part(full, "reasoner"))
-    with pytest.raises(Exception, match="missing|NOT_FOUND|not exist"):
+    with pytest.raises(Exception, match="Failed to load"):
         convert.load(tmp_path / "copy", {"model": cosmos.part(whole, "generator")})
 
 
@@ -235,20 +305,18 @@ def test_a_failing_conversion_removes_what_it_wrote(tiny, tmp_path, monkeypatch)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
-    """1.2 GB through at most 64 MB in flight: what is added stays far below the model."""
-    monkeypatch.setattr(checkpoint, "IN_FLIGHT", 64 << 20)
-    monkeypatch.setattr(bench, "ModelConfig", lambda **kw: bench_config(kw["layers"]))
-    results = bench.run(tmp_path, layers=24)
+    """0.4 GB through at most 16 MB in flight: what is added stays far below the model."""
+    monkeypatch.setattr(checkpoint, "IN_FLIGHT", 16 << 20)
+    monkeypatch.setattr(bench, "ModelConfig", lambda **kw: bench_config(kw))
+    results = bench.run(tmp_path, layers=12)
     size = results["model"]["bytes"]
-    assert size > 0.7e9
+    assert size > 0.35e9
     for name in ("PyTorch to Orbax", "Orbax to PyTorch"):
         assert results[name]["bytes"] < 0.4 * size, (name, results)
 
 
-def bench_config(layers):
-    from cosmos_jax.config import ModelConfig
-
-    return ModelConfig(name="bench", layers=layers, hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096)
+def bench_config(kw):
+    return ModelConfig(**kw | (dict(hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096) if kw["layers"] > 1 else {}))
 
 
 def test_every_index_is_written_once(tmp_path):
