@@ -49,9 +49,9 @@ def write(chosen: Plan, out: Path, progress: Progress = lambda nbytes: None) -> 
         WRITERS[writer](out / name, layout, _counted(stream, progress))
     for name, table in chosen.tables.items():
         (out / name).write_text(json.dumps(table, indent=2) + "\n")
-    for name, path in chosen.copies.items():
+    for name, origin in chosen.copies.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, out / name)
+        shutil.copyfile(origin, out / name)
 
 
 def _diffusers(source: Source) -> Plan:
@@ -80,7 +80,7 @@ def _transformers(source: Source) -> Plan:
     found = {k: v for k, v in source.components.items() if k in ("reasoner", "transformer", "vision_encoder")}
     if "reasoner" not in found and len(found) < 2:
         raise ConversionError(f"{source.path} lacks the und tower or the vision encoder, so it holds no reasoner.")
-    cfg, weights = found[next(reversed(found))][0], Merged(*(w for _, w in found.values()))
+    cfg, weights = list(found.values())[-1][0], Merged(*(w for _, w in found.values()))
     out = Plan([("safetensors", "model", reasoner.NAMINGS[source.naming or "saved"](cfg), weights)])
     if "config.json" not in source.files:
         out.tables["config.json"] = export_configs.reasoner(cfg)
@@ -138,8 +138,8 @@ def _safetensors(where: Path, layout: Layout, stream: Iterator[tuple[str, np.nda
         safetensors.write_file(folder / name, shard, itertools.islice(stream, len(shard)), {"format": "pt"})
     if n > 1:
         total = sum(safetensors.nbytes(*x) for x in layout.values())
-        where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{stem}{safetensors.INDEX}").write_text(json.dumps(index, indent=2) + "\n")
 
 

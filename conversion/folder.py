@@ -81,20 +81,20 @@ def open_folder(path: str | Path, model: ModelConfig | None = None, average: boo
 def _diffusers(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     """model_index.json and a folder per component; or the folder of one component."""
     _not_asked(path, model, average)
-    parts = {name: path / name for name in READERS if (path / name / "config.json").is_file()}
+    parts = {name: path / name for name in (*READERS, EYE) if (path / name / "config.json").is_file()}
     if not parts:
         name = CLASSES[_json(path / "config.json")["_class_name"]]
         return Folder(path, "diffusers", {name: READERS[name](path, None)}, _files(path))
     index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else None
     for name, value in (index or {}).items():
-        if name in READERS and name not in parts and isinstance(value, list) and value[0] is not None:
+        if name in (*READERS, EYE) and name not in parts and isinstance(value, list) and value[0] is not None:
             raise ConversionError(f"{path}: model_index.json names {name}, but {name}/config.json is not there.")
-    eye = parts.get("vision_encoder")
-    components = {name: READERS[name](folder, eye) for name, folder in parts.items() if name != "vision_encoder"}
+    eye = parts.pop(EYE, None)
+    components = {name: READERS[name](folder, eye) for name, folder in parts.items()}
     if eye:
         if "transformer" not in components:
-            raise ConversionError(f"{path} has a vision_encoder but no transformer that it belongs to.")
-        components["vision_encoder"] = _vision(eye, components["transformer"].config)
+            raise ConversionError(f"{path} has a {EYE} but no transformer that it belongs to.")
+        components[EYE] = _vision(eye, components["transformer"].config)
     scheduler = path / "scheduler" / "scheduler_config.json"
     return Folder(path, "diffusers", components, _files(path), _json(scheduler) if scheduler.is_file() else None, index)
 
@@ -186,8 +186,9 @@ def _checked(name: str, cfg: Any, entries: list[Entry], source: Any, target: Map
 
 
 READERS: dict[str, Callable[[Path, Path | None], Component]] = {
-    "transformer": _transformer, "vision_encoder": _vision, "vae": _vae, "sound_tokenizer": _sound,
+    "transformer": _transformer, "vae": _vae, "sound_tokenizer": _sound,
 }  # fmt: skip
+EYE = "vision_encoder"
 CLASSES = {
     "Cosmos3OmniTransformer": "transformer", "AutoencoderKLWan": "vae", "Cosmos3AVAEAudioTokenizer": "sound_tokenizer",
 }  # fmt: skip

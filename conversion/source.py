@@ -5,6 +5,7 @@ In: a path. Out: `Source`: per component its config and its parameters, unread; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ ITEMS = {"vae": "vae", "sound_tokenizer": "sound_tokenizer"}  # any other compon
 class Source:
     path: Path
     layout: str  # of the PyTorch folder, or where these weights came from; "run" for a training run here
-    components: dict[str, tuple[Any, Weights]]  # name → config, parameters
+    components: Mapping[str, tuple[Any, Weights]]  # name → config, parameters
     files: dict[str, Path] = field(default_factory=dict)  # configs and tokenizers, by their names in that layout
     lines: tuple[str, ...] = ()  # what a user should read
     naming: str = ""  # of a reasoner's tensors, one of reasoner.NAMINGS

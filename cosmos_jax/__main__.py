@@ -1,4 +1,4 @@
-"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|show …`.
+"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|parity|show …`.
 
 In: words. Out: a trained directory, files, or one sentence that says what is wrong (exit code 2). Every command first
 *prepares*: it reads and checks all that the user gave and returns the work as a function; nothing is compiled before.
@@ -15,11 +15,11 @@ from typing import Any
 from cosmos_jax.cli import options as words
 from cosmos_jax.config import Config, ConfigError
 
-Work = Callable[[], None]
+Work = Callable[[], int | None]  # an exit code other than 0 is a result, not a mistake
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after a mistake of the user."""
+    """Run one command; returns the exit code: 0, 1 (`parity`: a row fails), or 2 after a mistake of the user."""
     try:
         options = words.parse(list(sys.argv[1:] if argv is None else argv))
     except ValueError as e:
@@ -32,10 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, CheckpointError) as e:
         return _complain(e)
     try:
-        work()
+        return work() or 0
     except (ConfigError, CheckpointError, NonFiniteLoss) as e:
         return _complain(e)
-    return 0
 
 
 def _complain(error: Exception) -> int:
@@ -119,6 +118,13 @@ def prepare_convert(options) -> Work:
     return convert.prepare(options)
 
 
+def prepare_parity(options) -> Work:
+    words.require(options, "reference", "out")
+    from cosmos_jax import parity
+
+    return parity.prepare(options.reference, options.out, options.what)
+
+
 def prepare_show(options) -> Work:
     config = words.config_of(options)
 
@@ -136,6 +142,7 @@ PREPARE = {
     "reason": prepare_reason,
     "evaluate": prepare_evaluate,
     "convert": prepare_convert,
+    "parity": prepare_parity,
     "show": prepare_show,
 }
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "reason": "ask about an image or a video",
     "evaluate": "score a trained model and write report.html",
     "convert": "PyTorch checkpoint ↔ Orbax checkpoint, any layout to any other",
+    "parity": "compare a PyTorch checkpoint with PyTorch, layer by layer, and write report.html",
     "show": "print a config: settings, parameters, tasks, tokens, mesh",
 }
 SPELT = {"source": "from", "target": "to"}  # `from` is a word of Python
@@ -32,10 +33,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser("python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score, convert.")
+    parser = _Parser("python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score, convert, compare.")
     sub = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
     for name, help in COMMANDS.items():
         p = sub.add_parser(name, help=help, description=help, allow_abbrev=False)
+        if name == "parity":
+            p.add_argument("--reference", help="PyTorch checkpoint: diffusers or transformers folder")
+            p.add_argument("--out", help="directory for report.html, report.md and rows.json")
+            p.add_argument("--what", choices=("components", "pipeline", "all"), default="components")
+            continue
         p.add_argument("--config", help="a file of configs/; settings are changed by --config.group.name=value")
         if name != "convert":
             p.add_argument("--workdir", help="checkpoints, assets, metrics, report live here")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ NORM_EPS = 1e-5  # in LayerNorm
 PEAK_EPS = 1e-5  # silence is not divided by zero
 SNAKE_EPS = 1e-9
 PEAK = 0.95
+
+Stage = Callable[[jax.Array], jax.Array]
 
 __all__ = ["AVAECodec", "AVAEConfig", "abstract", "decode", "decode_raw", "encode", "from_diffusers", "init"]
 
@@ -42,19 +45,32 @@ def encode(params: Params, cfg: AVAEConfig, wave: jax.Array, *, precision: Preci
         raise ValueError(f"the wave must be float32, got {wave.dtype}; divide int16 samples by 32768.")
     if not wave.shape[1]:
         raise ValueError("the wave is empty; it needs at least one sample.")
+    x = spectra(wave, cfg, precision)
+    for stage in encoder_stages(params, cfg, precision).values():
+        x = stage(x)
+    return x[..., : cfg.vocoder_input_dim].astype(jnp.float32)
+
+
+def spectra(wave: jax.Array, cfg: AVAEConfig, precision: Precision) -> jax.Array:
+    """wave [B,N,2] float32 → what enters the encoder, [B,T,2·(n_fft+2)]: scaled, padded to whole latents, transformed."""
     if cfg.normalize_volume:
         wave = wave / (jnp.abs(wave).max((1, 2), keepdims=True) + PEAK_EPS) * PEAK
     wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % cfg.hop), (0, 0)))
+    return _spectra(wave.astype(precision.dtype).astype(jnp.float32), cfg).astype(precision.dtype)
+
+
+def encoder_stages(params: Params, cfg: AVAEConfig, precision: Precision) -> dict[str, Stage]:
+    """What `encode` does to the spectra, in its order: name → function of [B,T,C]."""
     enc = params["encoder"]
-    x = _spectra(wave.astype(precision.dtype).astype(jnp.float32), cfg).astype(precision.dtype)
-    x = _wn_conv(enc["conv_in"], x, precision)
+    stages: dict[str, Stage] = {"conv_in": lambda x: _wn_conv(enc["conv_in"], x, precision)}
     for i, stride in enumerate(cfg.enc_strides):
         stage = enc[f"stage_{i}"]
         for j in range(cfg.enc_num_blocks):
-            x = _convnext(stage[f"block_{j}"], x, precision)
-        x = _wn_conv(stage["down"], x, precision, stride=stride, pad=math.ceil(stride / 2))
-    moments = _wn_conv(enc["conv_out"], x, precision)
-    return moments[..., : cfg.vocoder_input_dim].astype(jnp.float32)
+            stages[f"stage_{i}.block_{j}"] = lambda x, p=stage[f"block_{j}"]: _convnext(p, x, precision)
+        stages[f"stage_{i}.down"] = lambda x, p=stage["down"], stride=stride: _wn_conv(
+            p, x, precision, stride=stride, pad=math.ceil(stride / 2)
+        )
+    return stages | {"conv_out": lambda x: _wn_conv(enc["conv_out"], x, precision)}
 
 
 def decode(params: Params, cfg: AVAEConfig, latents: jax.Array, *, precision: Precision = HIGHEST) -> jax.Array:
@@ -73,15 +89,19 @@ def decode_raw(params: Params, cfg: AVAEConfig, latents: jax.Array, *, precision
         raise ValueError(f"sound latents must be float32, got {latents.dtype}.")
     if not latents.shape[1]:
         raise ValueError("there are no sound latents; decoding needs at least one.")
-    dec = params["decoder"]
-    x = _wn_conv(dec["conv_in"], latents.astype(precision.dtype), precision, pad=KERNEL // 2)
-    for i, (_, _, stride) in enumerate(cfg.dec_stages):
-        block = dec[f"block_{i}"]
-        x = _wn_conv_up(block["up"], _snake(block["snake"], x), precision, stride)
-        for dilation in DILATIONS:
-            x = _residual(block[f"residual_{dilation}"], x, precision, dilation)
-    x = _wn_conv(dec["conv_out"], _snake(dec["snake"], x), precision, pad=KERNEL // 2)
+    x = latents.astype(precision.dtype)
+    for stage in decoder_stages(params, cfg, precision).values():
+        x = stage(x)
     return x.astype(jnp.float32)
+
+
+def decoder_stages(params: Params, cfg: AVAEConfig, precision: Precision) -> dict[str, Stage]:
+    """What `decode_raw` does to the latents, in its order: name → function of [B,T,C]."""
+    dec, pad = params["decoder"], KERNEL // 2
+    stages: dict[str, Stage] = {"conv_in": lambda x: _wn_conv(dec["conv_in"], x, precision, pad=pad)}
+    for i, (_, _, stride) in enumerate(cfg.dec_stages):
+        stages[f"block_{i}"] = functools.partial(_block, dec[f"block_{i}"], precision=precision, stride=stride)
+    return stages | {"conv_out": lambda x: _wn_conv(dec["conv_out"], _snake(dec["snake"], x), precision, pad=pad)}
 
 
 class AVAECodec:
@@ -150,6 +170,14 @@ def _convnext(p: Params, x: jax.Array, precision: Precision) -> jax.Array:
     h = _layer_norm(p["norm"], h)
     h = _snake(p["snake"], _dense_conv(p["up"], h, precision))
     return x + _dense_conv(p["down"], h, precision)
+
+
+def _block(p: Params, x: jax.Array, precision: Precision, stride: int) -> jax.Array:
+    """One block of the decoder: T → stride·T, then three residual units."""
+    x = _wn_conv_up(p["up"], _snake(p["snake"], x), precision, stride)
+    for dilation in DILATIONS:
+        x = _residual(p[f"residual_{dilation}"], x, precision, dilation)
+    return x
 
 
 def _residual(p: Params, x: jax.Array, precision: Precision, dilation: int) -> jax.Array:

@@ -12,8 +12,9 @@ import numpy as np
 
 from cosmos_jax.report.html import escape
 
-COLOURS = ("#2557d6", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0b7285")
+COLOURS = ("#2557d6", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0b7285", "#c4161c")
 WIDTH, HEIGHT = 360, 220
+FONT = 'font-family="system-ui,sans-serif" font-size="11" fill="#667085"'  # without the page's style sheet too
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 26, 40
 
 
@@ -62,7 +63,7 @@ def chart(
         colour = COLOURS[line.colour % len(COLOURS)]
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"{style}/>')
     out += _legend([line for line in lines if not line.faint], height)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(out)}</svg>'
+    return f'<svg {FONT} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(out)}</svg>'
 
 
 def smooth(y: np.ndarray, share: float = 0.05) -> np.ndarray:

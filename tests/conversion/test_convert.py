@@ -316,7 +316,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
 
 
 def bench_config(kw):
-    return ModelConfig(**kw | (dict(hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096) if kw["layers"] > 1 else {}))
+    narrower = dict(hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096)
+    return ModelConfig(**kw | (narrower if kw["layers"] > 1 else {}))
 
 
 def test_every_index_is_written_once(tmp_path):

@@ -1,0 +1,185 @@
+"""From a checkpoint to a report: every component in turn, PyTorch first, then ours, never both in memory.
+
+In: an opened `conversion.folder.Folder`. Out: the work, which writes the three files and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from conversion.folder import Component, Folder
+from cosmos_jax.evaluate import commit
+from cosmos_jax.parity import denoise, positions, reference, report, rows, schedule, sound, transformer, video
+from cosmos_jax.parity.rows import Row
+
+Part = Callable[[Folder], list[Row]]
+
+
+@dataclass
+class Result:
+    """All that the report shows."""
+
+    rows: list[Row]
+    facts: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what was not compared, and why
+
+
+def prepare(folder: Folder, out: Path, what: str) -> Callable[[], int]:
+    """Check what can be checked before any model is loaded."""
+    if folder.scheduler is not None:
+        schedule.ours(folder.scheduler, index_of(folder))  # refuses a scheduler that we do not have
+
+    def work() -> int:
+        result = compare(folder)
+        if what == "all":
+            result.notes.append("The pipeline, end to end, is not compared yet.")
+        out.mkdir(parents=True, exist_ok=True)
+        paths = report.write(result, out)
+        wrong = rows.failures(result.rows)
+        print(report.headline(result.rows))
+        print(f"Open {paths['html']} in a browser.")
+        return 1 if wrong else 0
+
+    return work
+
+
+def compare(folder: Folder) -> Result:
+    """Run every comparison that the folder allows."""
+    quiet()
+    result = Result([], describe(folder))
+    with jax.default_matmul_precision("highest"):
+        for name, part in parts(folder):
+            began = time.perf_counter()
+            found = part(folder)
+            reference.release()
+            result.rows += found
+            result.seconds[name] = time.perf_counter() - began
+            failed = len(rows.failures(found))
+            verdict = "all pass" if not failed else f"{failed} FAIL"
+            print(f"{name}: {len(found)} rows, {verdict} ({result.seconds[name]:.0f} s)", flush=True)
+    result.notes += missing(folder)
+    return result
+
+
+def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
+    """What the folder allows to compare, in the order of the report."""
+    have = folder.components
+    if "transformer" in have:
+        yield positions.NAME, lambda f: positions.check(alone(f.components["transformer"].config))
+        yield transformer.NAME, _transformer
+    if folder.scheduler is not None:
+        yield schedule.NAME, lambda f: schedule.check(schedule.golden(f.scheduler, index_of(f)))
+        if "transformer" in have:
+            yield denoise.NAME, _denoise
+    if "vae" in have:
+        yield video.NAME, _video
+    if "sound_tokenizer" in have:
+        yield sound.NAME, _sound
+
+
+def missing(folder: Folder) -> list[str]:
+    """What the report cannot speak about."""
+    out = []
+    if folder.layout == "diffusers" and "sound_tokenizer" not in folder.components:
+        out.append("The folder has no sound_tokenizer: sound is not compared.")
+    if folder.layout == "diffusers" and folder.scheduler is None:
+        out.append("The folder has no scheduler: schedule and denoising are not compared.")
+    return out
+
+
+def alone(cfg):
+    """The transformer without the vision encoder, which lies in a folder of its own and takes no part in denoising."""
+    return dataclasses.replace(cfg, vision=None)
+
+
+def index_of(folder: Folder) -> dict:
+    """model_index.json, with the fixed sigmas that a distilled checkpoint keeps in modular_model_index.json."""
+    index = dict(folder.index or {})
+    other = folder.files.get("modular_model_index.json")
+    if other and (sigmas := json.loads(other.read_text()).get("distilled_sigmas")):
+        index["distilled_sigmas"] = sigmas
+    return index
+
+
+def place(folder: Folder, name: str) -> Path:
+    """The component's own folder: below the checkpoint's, or that itself."""
+    return folder.path / name if (folder.path / name).is_dir() else folder.path
+
+
+def params(component: Component) -> dict:
+    """Our parameters on the device, float32."""
+    return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), component.load())
+
+
+def _transformer(folder: Folder) -> list[Row]:
+    component = folder.components["transformer"]
+    golden = transformer.golden(_load(folder, diffusers.Cosmos3OmniTransformer, "transformer"))
+    return transformer.check(golden, params(component), alone(component.config))
+
+
+def _denoise(folder: Folder) -> list[Row]:
+    component = folder.components["transformer"]
+    load = _load(folder, diffusers.Cosmos3OmniTransformer, "transformer")
+    golden = denoise.golden(load, folder.scheduler or {}, index_of(folder))
+    return denoise.check(golden, params(component), alone(component.config))
+
+
+def _video(folder: Folder) -> list[Row]:
+    component = folder.components["vae"]
+    golden = video.golden(_load(folder, diffusers.AutoencoderKLWan, "vae"))
+    return video.check(golden, params(component), component.config)
+
+
+def _sound(folder: Folder) -> list[Row]:
+    component = folder.components["sound_tokenizer"]
+    golden = sound.golden(_load(folder, diffusers.Cosmos3AVAEAudioTokenizer, "sound_tokenizer"))
+    return sound.check(golden, params(component), component.config)
+
+
+def _load(folder: Folder, cls: type, name: str) -> reference.Load:
+    return reference.pretrained(cls, place(folder, name))
+
+
+def quiet() -> None:
+    """Only what the user has to know."""
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def describe(folder: Folder) -> dict[str, Any]:
+    """What was compared, where, with which versions; JSON-able."""
+    names = ("jax", "jaxlib", "numpy", "torch", "diffusers", "transformers")
+    versions = {"python": sys.version.split()[0]} | {n: importlib.metadata.version(n) for n in names}
+    sizes = {n: sum(math.prod(s) for s in c.tensors.shapes.values()) for n, c in folder.components.items()}
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+        "reference": str(folder.path.resolve()),
+        "layout": folder.layout,
+        "parameters": sizes,
+        "dtypes": {n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()},
+        "host": f"{platform.node()}, {platform.machine()}, {platform.system()}",
+        "jax device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "torch device": str(reference.device()),
+        "versions": versions,
+        "configs": {n: dataclasses.asdict(c.config) for n, c in folder.components.items()},
+    }

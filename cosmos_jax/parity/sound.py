@@ -1,0 +1,157 @@
+"""The sound tokeniser against diffusers' `Cosmos3AVAEAudioTokenizer`: latents, waves before the clip, every stage.
+
+In: a loader of the reference; our params and config. Out: rows. The clip of the wave would hide errors, so it is left
+out on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import Cosmos3AVAEAudioTokenizer
+from torch import nn
+
+from conversion.avae import entries
+from conversion.check import check as check_names
+from conversion.tree import from_torch
+from cosmos_jax.codecs import avae
+from cosmos_jax.codecs.avae import AVAEConfig
+from cosmos_jax.parity import reference, rows
+from cosmos_jax.parity.rows import Row
+from cosmos_jax.precision import HIGHEST, Precision
+
+NAME = "sound tokeniser"
+LATENTS = 5  # length of both inputs; the wave ends inside the last one
+FLOORS = {"encode": 2.7e-7, "decode": 5.4e-7}  # published: torch32 against torch64 (spec reference_parity.md §4.1)
+LIMITS = {"encode": rows.ENCODE_SOUND, "decode": rows.DECODE_SOUND}
+
+
+@dataclass
+class Golden:
+    """[B,T,C] everywhere: `inputs`, and what came out in float32, float64, bfloat16, float32 on rounded weights."""
+
+    config: dict
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    stages: dict[str, dict[str, np.ndarray]]
+    outputs64: dict[str, np.ndarray] = field(default_factory=dict)
+    stages64: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    half: dict[str, np.ndarray] = field(default_factory=dict)
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def config(g: Golden) -> AVAEConfig:
+    return avae.from_diffusers({k: v for k, v in g.config.items() if not k.startswith("_")})
+
+
+def params(model: nn.Module, cfg: AVAEConfig) -> dict:
+    """The reference's weights in our tree, by the project's own name map, which is checked first."""
+    state = {k: reference.numpy(v) for k, v in model.state_dict().items()}
+    check_names(entries(cfg), {k: v.shape for k, v in state.items()}, avae.abstract(cfg))
+    return from_torch(entries(cfg), state)
+
+
+def encode(model: Cosmos3AVAEAudioTokenizer, wave: np.ndarray) -> np.ndarray:
+    """[B,N,2] → the mean of the posterior [B,T,C]."""
+    with reference.exact():
+        return _last(model.encode(_first(wave, model)).latent_dist.mean)
+
+
+def decode(model: Cosmos3AVAEAudioTokenizer, latents: np.ndarray) -> np.ndarray:
+    """[B,T,C] → [B,N,2], not clipped."""
+    with reference.exact():
+        return _last(model.decoder(_first(latents, model)))
+
+
+def _first(x: np.ndarray, model) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.swapaxes(1, 2))).to(model.device, model.dtype)
+
+
+def _last(x: torch.Tensor) -> np.ndarray:
+    return reference.numpy(x).swapaxes(1, 2)
+
+
+def _modules(model: nn.Module, cfg: AVAEConfig) -> dict[str, dict[str, nn.Module]]:
+    """The reference's modules under the names of `avae.encoder_stages` and `decoder_stages`."""
+    d = model.decoder
+    blocks = {f"block_{i}": m for i, m in enumerate(d.block)}
+    found = {"decode": {"conv_in": d.conv1, **blocks, "conv_out": d.conv2}}
+    if model.encoder is None:
+        return found
+    names = [f"stage_{i}.{n}" for i in range(len(cfg.enc_strides)) for n in _stage(cfg)]
+    return {"encode": dict(zip(["conv_in", *names, "conv_out"], model.encoder.layers, strict=True))} | found
+
+
+def _stage(cfg: AVAEConfig) -> list[str]:
+    return [*(f"block_{j}" for j in range(cfg.enc_num_blocks)), "down"]
+
+
+def _run(model: nn.Module, cfg: AVAEConfig, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    outputs, stages = {}, {}
+    for what, modules in _modules(model, cfg).items():
+        with reference.taps(modules) as seen:
+            outputs[what] = (encode if what == "encode" else decode)(model, given[what])
+        stages[what] = {n: calls[0][0].swapaxes(1, 2) for n, calls in seen.items()}
+    return outputs, stages
+
+
+def golden(load: reference.Load) -> Golden:
+    """Run the reference: float32, float64 where it fits, bfloat16. A checkpoint without an encoder has only `decode`."""
+    model = load(torch.float32)
+    raw = dict(model.config)
+    cfg = config(Golden(raw, {}, {}, {}))
+    given = {
+        "encode": np.tanh(0.6 * reference.draw("wave", 1, LATENTS * cfg.hop - cfg.hop // 3, 2)),
+        "decode": reference.draw("sound latents", 1, LATENTS, cfg.vocoder_input_dim),
+    }
+    g = Golden(raw, given, *_run(model, cfg, given))
+    if reference.fits_float64(sum(p.numel() for p in model.parameters())):
+        g.outputs64, g.stages64 = _run(load(torch.float64), cfg, given)
+    rough = {n: np.asarray(torch.from_numpy(x).bfloat16().float()) for n, x in given.items()}
+    g.half, _ = _run(load(torch.bfloat16), cfg, rough)
+    g.truth, _ = _run(reference.rounded(load), cfg, rough)
+    del model
+    reference.release()
+    return g
+
+
+def check(g: Golden, params: dict, cfg: AVAEConfig) -> list[Row]:
+    """All rows."""
+    out = []
+    for what, want in g.outputs.items():
+        ours = np.asarray(jax.jit(_ours(what, HIGHEST), static_argnums=1)(params, cfg, g.inputs[what]))
+        own = {"exact64": g.outputs64[what]} if g.outputs64 else {"floor": FLOORS[what]}
+        out += stage_rows(g, params, cfg, what)
+        name = "latents" if what == "encode" else "wave, not clipped"
+        out.append(rows.compare((NAME, what, name), ours, want, LIMITS[what], peaks=False, **own))
+    return out + half_rows(g, params, cfg)
+
+
+def _ours(what: str, precision: Precision):
+    f = avae.encode if what == "encode" else avae.decode_raw
+    return lambda params, cfg, x: f(params, cfg, x, precision=precision)
+
+
+def stage_rows(g: Golden, params: dict, cfg: AVAEConfig, what: str) -> list[Row]:
+    """Each stage; the encoder's first input is our own spectra, which the first row therefore includes."""
+    make, x = avae.decoder_stages, jnp.asarray(g.inputs[what])
+    if what == "encode":
+        make, x = avae.encoder_stages, avae.spectra(x, cfg, HIGHEST)
+    stages = make(params, cfg, HIGHEST)
+    return rows.chain(NAME, what, stages, x, g.stages[what], g.stages64.get(what), FLOORS[what], LIMITS[what])
+
+
+def half_rows(g: Golden, params: dict, cfg: AVAEConfig) -> list[Row]:
+    """bfloat16 against float32 on the same rounded weights."""
+    params = jax.tree.map(lambda x: np.asarray(jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32)), params)
+    out = []
+    for what in g.outputs:
+        x = jnp.asarray(g.inputs[what]).astype(jnp.bfloat16).astype(jnp.float32)
+        ours = jax.jit(_ours(what, Precision("bfloat16", "highest")), static_argnums=1)(params, cfg, x)
+        name = "latents" if what == "encode" else "wave"
+        out.append(rows.half((NAME, rows.BFLOAT16, f"{what}: {name}"), ours, g.half[what], g.truth[what]))
+    return out

@@ -1,0 +1,174 @@
+"""Tiny Cosmos 3 checkpoints with random weights, as PyTorch folders: `python -m cosmos_jax.parity.tiny --out=DIR`.
+
+In: a family, nano or edge. Out: DIR/diffusers (transformer, vae, scheduler, sound_tokenizer, model_index.json) and
+DIR/transformers (the reasoner), written by the references' own `save_pretrained`. Every weight is random: the stock
+initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of mistakes. All shapes keep
+what a port can get wrong: odd latent sizes, hidden ≠ heads·head_dim, grouped queries, odd strides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer, UniPCMultistepScheduler
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.cosmos3_omni import Cosmos3OmniConfig, Cosmos3OmniForConditionalGeneration
+
+from cosmos_jax.codecs.wan.config import MEAN, STD
+from cosmos_jax.parity.reference import rng
+
+NANO = dict(
+    head_dim=16, hidden_size=48, intermediate_size=80, latent_channel=8, latent_patch_size=2, num_attention_heads=4,
+    num_hidden_layers=3, num_key_value_heads=2, patch_latent_dim=32, rms_norm_eps=1e-6, rope_theta=5_000_000.0,
+    rope_axes_dim=[4, 2, 2], vocab_size=640, action_dim=12, action_gen=True, num_embodiment_domains=32, sound_dim=6,
+    sound_gen=True, sound_latent_fps=25.0,
+)  # fmt: skip
+EDGE = dict(
+    NANO, hidden_act="relu2", qk_norm_for_text=False, use_und_k_norm_for_gen=True, rms_norm_eps=1e-5, rope_theta=1e8,
+    sound_gen=False, sound_dim=None,
+)  # fmt: skip
+VAE = dict(
+    base_dim=8, decoder_base_dim=12, z_dim=8, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], dropout=0.0,
+    temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+    scale_factor_temporal=4, scale_factor_spatial=16, latents_mean=list(MEAN[:8]), latents_std=list(STD[:8]),
+)  # fmt: skip
+SOUND = dict(  # 25 latents a second: 300 / (2·2·3); an odd stride needs output_padding, n_fft − hop is 6 = 3 + 3
+    sampling_rate=300, hop_size=12, enc_dim=6, enc_num_blocks=2, enc_n_fft=8, enc_hop_length=2, enc_latent_dim=12,
+    enc_c_mults=[1, 2], enc_strides=[2, 3], vocoder_input_dim=6, dec_dim=4, dec_c_mults=[1, 2, 4],
+    dec_strides=[2, 2, 3],
+)  # fmt: skip
+FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True)
+SCHEDULER = {
+    "nano": dict(FLOW, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.147),  # as the released Nano and Super
+    "edge": dict(FLOW, flow_shift=3.0),  # with use_native_flow_schedule in model_index.json
+}
+IMAGE = 600  # id of the visual pad
+REASONER = dict(
+    text_config=dict(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=80, vocab_size=640, rms_norm_eps=1e-6,
+        rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[4, 2, 2], mrope_interleaved=True),
+    ),
+    vision_config=dict(
+        depth=3, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=4, spatial_merge_size=2,
+        temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36, deepstack_visual_indexes=[0, 2],
+    ),
+    image_token_id=IMAGE, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def _fill(model: nn.Module, values, seed: int) -> nn.Module:
+    """Every parameter p ← values(name, unit noise of its shape)."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.as_tensor(values(name, rng(name, seed).standard_normal(tuple(p.shape)), p)))
+    return model.eval()
+
+
+def transformer(config: dict = NANO, seed: int = 3) -> Cosmos3OmniTransformer:
+    """The generator and both towers."""
+
+    def value(name, x, p):
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "weight" and p.ndim == 1:
+            return 1.0 + 0.25 * x
+        if leaf == "bias" or name.endswith("bias.weight"):
+            return 0.1 * x
+        if "modality_embed" in name or "embed_tokens" in name:
+            return (0.5 if "modality" in name else 0.7) * x
+        if "fc.weight" in name:
+            return x / math.sqrt(config["action_dim"] if "proj_in" in name else config["hidden_size"])
+        return x / math.sqrt(p.shape[-1])
+
+    return _fill(Cosmos3OmniTransformer(**config), value, seed)
+
+
+def vae(seed: int = 4) -> AutoencoderKLWan:
+    """The video VAE, all switches of Wan 2.2 on."""
+
+    def value(name, x, p):
+        leaf = name.rsplit(".", 1)[-1]
+        return {"gamma": 1 + 0.25 * x, "bias": 0.1 * x}.get(leaf, 0.9 * x / math.sqrt(math.prod(p.shape[1:])))
+
+    return _fill(AutoencoderKLWan(**VAE), value, seed)
+
+
+def sound_tokenizer(config: dict = SOUND, seed: int = 5) -> Cosmos3AVAEAudioTokenizer:
+    """The sound tokeniser; weight-normalised lengths stray by 20 % from those of their directions."""
+    model = Cosmos3AVAEAudioTokenizer(**config)
+    weights = dict(model.named_parameters())
+
+    def value(name, x, p):
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf in ("alpha", "beta", "bias"):
+            return (0.1 if leaf == "bias" else 0.4) * x
+        if leaf == "weight" and p.ndim == 1:
+            return 1 + 0.25 * x
+        if leaf == "weight_g":
+            return p
+        return 0.55 * x / math.sqrt(math.prod(p.shape[1:]))
+
+    _fill(model, value, seed)
+    with torch.no_grad():
+        for name in (n for n in weights if n.endswith("weight_g")):
+            g, v = weights[name], weights[name[:-1] + "v"]
+            own = v.flatten(1).norm(dim=1).view_as(g)
+            g.copy_(own * (1 + 0.2 * torch.from_numpy(rng(name, seed).standard_normal(tuple(g.shape)))))
+    return model
+
+
+def scheduler(family: str) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(**SCHEDULER[family])
+
+
+def reasoner(seed: int = 5) -> PreTrainedModel:
+    """The reasoner of Nano and Super: Qwen3-VL under its Cosmos 3 name."""
+    config = Cosmos3OmniConfig(**REASONER)
+    config._attn_implementation = "eager"
+
+    def value(name, x, p):
+        if p.ndim == 1:
+            return 0.1 * x if name.endswith("bias") else 1.0 + 0.25 * x
+        embedding = "embed" in name and "patch" not in name
+        return x if embedding else x / math.sqrt(math.prod(p.shape[1:]))
+
+    return _fill(Cosmos3OmniForConditionalGeneration(config), value, seed)
+
+
+def write(out: Path, family: str) -> list[Path]:
+    """Both folders of a family; returns them."""
+    pipeline, index = out / "diffusers", {"_class_name": "Cosmos3OmniPipeline"}
+    parts = {
+        "transformer": transformer(NANO if family == "nano" else EDGE), "vae": vae(), "scheduler": scheduler(family),
+    }  # fmt: skip
+    if family == "nano":
+        parts["sound_tokenizer"] = sound_tokenizer()
+    for name, part in parts.items():
+        part.save_pretrained(pipeline / name)
+        index[name] = ["diffusers", type(part).__name__]
+    if family == "edge":
+        index |= {"use_native_flow_schedule": True}
+    (pipeline / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+    made = [pipeline]
+    if family == "nano":
+        reasoner().save_pretrained(out / "transformers")
+        made.append(out / "transformers")
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m cosmos_jax.parity.tiny", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--family", choices=("nano", "edge"), default="nano")
+    options = parser.parse_args()
+    for path in write(options.out, options.family):
+        print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
