@@ -20,7 +20,7 @@ from conversion import avae, dcp, export_configs, framework, omni, pth, reasoner
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.source import Source
-from conversion.weights import Layout, Merged, Weights, tensors
+from conversion.weights import Layout, Merged, Weights, ahead, tensors
 
 SHARD = 5_000_000_000  # bytes per safetensors file, as diffusers and transformers write them
 Progress = Callable[[int], None]
@@ -158,7 +158,7 @@ def _shards(layout: Layout) -> list[Layout]:
 
 
 def _counted(stream: Iterator[tuple[str, np.ndarray]], progress: Progress) -> Iterator[tuple[str, np.ndarray]]:
-    for name, x in stream:
+    for name, x in ahead(stream):
         yield name, x
         progress(x.nbytes)
 

@@ -1,14 +1,15 @@
 """A fresh Cosmos 3 from a trained reasoner: the und tower is the reasoner, the gen tower starts as a copy of it.
 
 In: parameters of a reasoner (conversion/reasoner.py). Out: a whole tree, in memory (`from_reasoner`) or read as it is
-written (`Grown`). Spec training.md §3.6: `init_moe` of the framework copies every parameter of the gen tower from its und
-twin; what has no twin keeps its fresh values.
+written (`Grown`). Spec training.md §3.6: `init_moe` of the framework copies every parameter of the gen tower from its
+und twin; what has no twin keeps its fresh values.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +80,7 @@ def _draw(cfg: ModelConfig, paths: Iterable[Path], seed: int) -> dict[Path, np.n
     return out
 
 
-def _origins(target: Mapping[Path, jax.Array], reasoner: Mapping[Path, jax.Array]) -> dict[Path, Path]:
+def _origins(target: Mapping[Path, Any], reasoner: Mapping[Path, Any]) -> dict[Path, Path]:
     """Parameter of the whole model → the reasoner's that it starts as."""
     origin = {}
     for path, x in reasoner.items():

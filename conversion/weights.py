@@ -7,9 +7,10 @@ only where the layers of one stacked parameter differ, and `narrowed` remembers 
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from conversion.check import ConversionError, same
-from conversion.names import Entry, their_shape, to_ours, to_theirs
+from conversion.names import Entry, compact, their_shape, to_ours, to_theirs
 from cosmos_jax.checkpoint import CHUNK, Planned
 
 Path = tuple[str, ...]
+T = TypeVar("T")
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # name → dtype, shape
 
 
 class Weights:
     """What there is and how to read it.
 
-    arrays: path → shape and dtype. stacked: parameters that the source holds a layer at a time. narrowed: "path[layer]" →
-    dtype, of layers that were narrower in the source.
+    arrays: path → shape and dtype. stacked: parameters that the source holds a layer at a time. narrowed: "path[layer]"
+    → dtype, of layers that were narrower in the source.
     """
 
     arrays: dict[Path, jax.ShapeDtypeStruct]
@@ -52,7 +54,7 @@ class Weights:
         """Every parameter once."""
         for path, x in self.plan().items():
             for layer in range(x.shape[0]) if x.layered else (None,):
-                yield path, layer, self.read(path, layer)
+                yield path, layer, compact(self.read(path, layer))
 
 
 class Foreign(Weights):
@@ -143,6 +145,16 @@ def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterato
             yield name, x.astype(layout[name][0], copy=False)
 
     return layout, stream()
+
+
+def ahead(stream: Iterable[T]) -> Iterator[T]:
+    """The same things (none of them None), the next one made by another thread while this one is used."""
+    source = iter(stream)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, source, None)
+        while (x := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield x
 
 
 def place(weights: Foreign, abstract: Mapping) -> dict:
