@@ -111,7 +111,7 @@ def test_framework_checkpoints_come_back_byte_for_byte(tiny, orbax, tmp_path):
     for layout, opened in (("dcp", dcp.open_folder), ("native", safetensors.open_folder)):
         run(orbax, tmp_path / layout, layout)
         first = opened(tmp_path / layout)
-        assert len(first) == 88 and all(k.startswith("net.") for k in first)
+        assert len(first) == 88 and all(k.startswith("net." if layout == "dcp" else "model.net.") for k in first)
         run(tmp_path / layout, tmp_path / f"{layout} in", model=cfg)
         run(tmp_path / f"{layout} in", tmp_path / f"{layout} back", layout)
         assert_same(opened(tmp_path / f"{layout} back"), first)
@@ -159,14 +159,80 @@ def test_the_reasoner_inside_a_whole_model_is_exported_alone(kind, tmp_path):
     found = folder.open_folder(tmp_path / "folder")
     assert set(found.components) == {"transformer", "vision_encoder"}
     assert found.components["transformer"].config.vision == source_cfg.vision
-    for path in (tmp_path / "folder" / "transformer").iterdir():  # the generator's bytes are not needed
-        assert path.name in ("config.json", "diffusion_pytorch_model.safetensors")
+    assert (tmp_path / "folder" / "vision_encoder" / "config.json").exists() == (kind != "cosmos3_edge")
     run(tmp_path / "folder", tmp_path / "reasoner", "transformers")
     model = reasoner_oracle.reference(kind)
-    got, info = type(model).from_pretrained(tmp_path / "reasoner", output_loading_info=True)
-    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
-    for (name, a), b in zip(got.state_dict().items(), model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    for folder_of_it in ("reasoner", "folder"):  # the repository itself has an index at its top
+        got, info = type(model).from_pretrained(tmp_path / folder_of_it, output_loading_info=True)
+        assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "error_msgs")), info
+        assert not info["unexpected_keys"], info
+        for (name, a), b in zip(got.state_dict().items(), model.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_a_repository_as_the_framework_exports_it_is_read_whole(tmp_path):
+    """Edge: no config in vision_encoder/, the top one describes it, and the exporter's own fields in both configs."""
+    cfg, tree = reasoner_oracle.EDGE, reasoner_oracle.pair("cosmos3_edge")[2]
+    parts = {"transformer": (cfg, InMemory(omni.part(tree))), "vision_encoder": (cfg, InMemory({"vit": tree["vit"]}))}
+    repository = tmp_path / "edge"
+    export.write(export.plan(source.Source(tmp_path, "run", parts), "diffusers"), repository)
+    change(repository / "transformer" / "config.json", backbone_type="cosmos3_edge_nemotron_dense",
+           temporal_compression_factor=4, rope_scaling={"mrope_section": list(cfg.rope_sections)})  # fmt: skip
+    projector = dict(
+        model_type="cosmos3_edge_projector", input_hidden_size=32, merger_intermediate_size=72, out_hidden_size=48,
+        spatial_merge_size=2, use_postshuffle_norm=False,
+    )  # fmt: skip
+    change(repository / "config.json", projector_config=projector, allow_patterns_overrides=["*/*.safetensors"])
+    found = folder.open_folder(repository)
+    assert set(found.components) == {"transformer", "vision_encoder"}
+    assert found.components["vision_encoder"].config.vision == cfg.vision
+    change(repository / "config.json", projector_config=projector | {"use_postshuffle_norm": True})
+    with pytest.raises(ConversionError, match="use_postshuffle_norm = True is not supported"):
+        folder.open_folder(repository)
+    (repository / "config.json").unlink()
+    with pytest.raises(ConversionError, match="vision_encoder has no config.json, and .* describes no vision encoder"):
+        folder.open_folder(repository)
+
+
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_vision_encoder_that_transformers_saved_is_read(tmp_path):
+    """Nano's and Super's folder is `Qwen3VLVisionModel.save_pretrained`."""
+    model = reasoner_oracle.reference("qwen3_vl")
+    model.model.visual.save_pretrained(tmp_path / "vision_encoder")
+    cfg, tree = reasoner_oracle.pair("qwen3_vl")[1:]
+    plan = export.plan(source.Source(tmp_path, "run", {"transformer": (cfg, InMemory(omni.part(tree)))}), "diffusers")
+    export.write(plan, tmp_path)
+    found = folder.open_folder(tmp_path).components["vision_encoder"]
+    assert found.config.vision == cfg.vision
+    jax.tree.map(np.testing.assert_array_equal, found.load()["vit"], tree["vit"])
+
+
+def test_the_original_sound_tokeniser_file_comes_back_byte_for_byte(tiny, orbax, tmp_path):
+    """As the framework trained it: other names, alpha and beta without unit axes, wrapped, with its bottleneck."""
+    run(orbax, tmp_path / "out", "native")
+    plain = torch.load(tmp_path / "out" / "avae.pth", weights_only=True)
+    assert plain["decoder.layers.1.layers.2.layers.0.alpha"].ndim == 1
+    wrapped = {
+        "generator": plain | {"bottleneck.scale": torch.ones(1)},
+        "step": 7,
+        "discriminator": {"w": torch.ones(2)},
+    }
+    torch.save(wrapped, tmp_path / "avae.ckpt")
+    (tmp_path / "avae.json").write_text((tmp_path / "out" / "avae.json").read_text())
+    run(tmp_path / "avae.ckpt", tmp_path / "in")
+    dropped = manifest.read(tmp_path / "in")["source"]["dropped"]["sound_tokenizer"]
+    assert dropped == {
+        "generator.bottleneck.scale": "the bottleneck computes without parameters",
+        "discriminator.w": "not of the generator",
+    }
+    run(tmp_path / "in", tmp_path / "diffusers", "diffusers")
+    assert_same(*(safetensors.open_folder(p / "sound_tokenizer") for p in (tmp_path / "diffusers", tiny)))
+    assert Cosmos3AVAEAudioTokenizer.from_pretrained(tmp_path / "diffusers" / "sound_tokenizer")
+    run(tmp_path / "in", tmp_path / "again", "native")
+    assert_same(*(pth.open_file(p / "avae.pth") for p in (tmp_path / "again", tmp_path / "out")))
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", "cosmos3_edge"])
