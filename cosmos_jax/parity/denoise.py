@@ -133,7 +133,10 @@ def check(g: Golden, params: dict, cfg: ModelConfig, plan: Schedule | None = Non
     for i in range(min(plan.steps, len(g.velocities))):
         v, forced = step(forced._replace(x=path[i]), i)
         _, free = step(free, i)
-        ours = [inputs.to_reference({n: a[k : k + 1] for n, a in v.items()}, g.kws[0], cfg) for k in range(len(both["und_ids"]))]
+        ours = [
+            inputs.to_reference({n: a[k : k + 1] for n, a in v.items()}, g.kws[0], cfg)
+            for k in range(len(both["und_ids"]))
+        ]
         ends = [inputs.to_reference(s.x, g.kws[0], cfg) for s in (forced, free)]
         for n, want in g.velocities[i].items():
             known = {"exact64": g.velocities64[i][n]} if g.velocities64 else {}

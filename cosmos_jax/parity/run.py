@@ -191,7 +191,9 @@ def describe(folder: Folder) -> dict[str, Any]:
         "reference": str(folder.path.resolve()),
         "layout": folder.layout,
         "parameters": sizes,
-        "dtypes": {n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()},
+        "dtypes": {
+            n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()
+        },
         "host": f"{platform.node()}, {platform.machine()}, {platform.system()}",
         "jax device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "torch device": str(reference.device()),
