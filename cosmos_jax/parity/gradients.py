@@ -226,9 +226,9 @@ def compare(
 ) -> list[Row]:
     """One row for each parameter, worst first; then one for all that must have no gradient.
 
-    place: (component, part). got: our tree of gradients. entries: the name map; parameters that it does not name must have no gradient. Stacked
-    layers are compared one by one, and the worst is shown. Where the reference's gradient is 0 (a whole layer of a
-    parameter; a word, a domain, a place of a table), ours must be 0 too, not merely small.
+    place: (component, part). got: our tree of gradients. entries: the name map; parameters that it does not name must
+    have no gradient. Stacked layers are compared one by one, and the worst is shown. Where the reference's gradient is
+    0 (a whole layer of a parameter; a word, a domain, a place of a table), ours must be 0 too, not merely small.
 
     A gradient that the reference's own float32 misses by more than a tenth cancels to nothing (a bias on keys that are
     not rotated moves no softmax). Such an error is a share of the gradient of the whole projection; the row says so.
@@ -253,12 +253,17 @@ def compare(
             found.append(row if (row.floor or 0) < VANISHED else _nothing(row, x[i], y, theirs, path, i))
             if label in TABLES:
                 still += [np.abs(a).max() for a, b in zip(x[i], y, strict=True) if not b.any()]
-        out += sorted(found, key=lambda r: -r.rel)[:1]
-    out.sort(key=lambda r: -r.rel)
+        out += sorted(found, key=_order)[:1]
+    out.sort(key=_order)
     what = f"no gradient, as in the reference: {len(dead)} of {count} tensors"
     unused = f"{len(still) - len(dead)} rows of tables that no input selects"
     note = "; ".join([", ".join(dead), unused] if dead else [unused])
     return [*out, rows.exact((*place, what), still, np.zeros(len(still)), note=note)]
+
+
+def _order(row: Row) -> tuple[bool, float]:
+    """Failures first (a NaN is one), then by error."""
+    return row.passed, -row.rel
 
 
 def _nothing(row: Row, x, y, theirs: dict, path: tuple, i) -> Row:
