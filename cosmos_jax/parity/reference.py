@@ -62,6 +62,16 @@ def pretrained(cls: type, path: os.PathLike) -> Load:
     return load
 
 
+def transformers_pretrained(cls: type, path: os.PathLike) -> Load:
+    """A loader of a transformers folder. Attention is written out: its kernels differ by machine."""
+
+    def load(dtype: torch.dtype) -> nn.Module:
+        how: dict[str, Any] = dict(dtype=torch.float32, local_files_only=True, attn_implementation="eager")
+        return cast(cls.from_pretrained(path, **how), dtype).to(device()).eval()  # type: ignore[attr-defined]
+
+    return load
+
+
 def cast(model: nn.Module, dtype: torch.dtype, keep: Sequence[str] = ()) -> nn.Module:
     """The weights in `dtype`, as `from_pretrained(torch_dtype=…)` casts them: bfloat16 spares the modules in `keep` and
     every buffer (frequencies); float64 casts all."""

@@ -26,7 +26,19 @@ import transformers
 
 from conversion.folder import Component, Folder
 from cosmos_jax.evaluate import commit
-from cosmos_jax.parity import denoise, positions, reference, report, rows, schedule, sound, transformer, video
+from cosmos_jax.parity import (
+    denoise,
+    positions,
+    reasoner,
+    reference,
+    report,
+    rows,
+    schedule,
+    sound,
+    tiny,
+    transformer,
+    video,
+)
 from cosmos_jax.parity.rows import Row
 
 Part = Callable[[Folder], list[Row]]
@@ -93,6 +105,8 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
         yield video.NAME, _video
     if "sound_tokenizer" in have:
         yield sound.NAME, _sound
+    if "reasoner" in have:
+        yield reasoner.NAME, _reasoner
 
 
 def missing(folder: Folder) -> list[str]:
@@ -152,6 +166,14 @@ def _sound(folder: Folder) -> list[Row]:
     component = folder.components["sound_tokenizer"]
     golden = sound.golden(_load(folder, diffusers.Cosmos3AVAEAudioTokenizer, "sound_tokenizer"))
     return sound.check(golden, params(component), component.config)
+
+
+def _reasoner(folder: Folder) -> list[Row]:
+    component = folder.components["reasoner"]
+    kind = json.loads((folder.path / "config.json").read_text())["model_type"]
+    load = reference.transformers_pretrained(tiny.KINDS[kind][1], folder.path)
+    golden = reasoner.golden(load, component.config)
+    return reasoner.check(golden, reasoner.whole(params(component), component.config), component.config)
 
 
 def _load(folder: Folder, cls: type, name: str) -> reference.Load:

@@ -14,12 +14,12 @@ import math
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer, UniPCMultistepScheduler
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.models.cosmos3_omni import Cosmos3OmniConfig, Cosmos3OmniForConditionalGeneration
 
 from cosmos_jax.codecs.wan.config import MEAN, STD
+from cosmos_jax.parity import prompts
 from cosmos_jax.parity.reference import rng
 
 NANO = dict(
@@ -47,19 +47,12 @@ SCHEDULER = {
     "nano": dict(FLOW, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.147),  # as the released Nano and Super
     "edge": dict(FLOW, flow_shift=3.0),  # with use_native_flow_schedule in model_index.json
 }
-IMAGE = 600  # id of the visual pad
-REASONER = dict(
-    text_config=dict(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        intermediate_size=80, vocab_size=640, rms_norm_eps=1e-6,
-        rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[4, 2, 2], mrope_interleaved=True),
-    ),
-    vision_config=dict(
-        depth=3, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=4, spatial_merge_size=2,
-        temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36, deepstack_visual_indexes=[0, 2],
-    ),
-    image_token_id=IMAGE, tie_word_embeddings=False,
-)  # fmt: skip
+KINDS = {  # of reasoner: its classes in transformers
+    "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
+    "cosmos3_omni": (transformers.Cosmos3OmniConfig, transformers.Cosmos3OmniForConditionalGeneration),
+    "cosmos3_edge": (transformers.Cosmos3EdgeConfig, transformers.Cosmos3EdgeForConditionalGeneration),
+}
+FAMILY = {"nano": "cosmos3_omni", "edge": "cosmos3_edge"}
 
 
 def _fill(model: nn.Module, values, seed: int) -> nn.Module:
@@ -126,18 +119,42 @@ def scheduler(family: str) -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(**SCHEDULER[family])
 
 
-def reasoner(seed: int = 5) -> PreTrainedModel:
-    """The reasoner of Nano and Super: Qwen3-VL under its Cosmos 3 name."""
-    config = Cosmos3OmniConfig(**REASONER)
+def reasoner_config(kind: str, **other) -> transformers.PretrainedConfig:
+    """transformers' config of a tiny reasoner; `other`: settings of the outermost table."""
+    edge = kind == "cosmos3_edge"
+    rope = dict(rope_type="default", rope_theta=1e8 if edge else 5e6, mrope_section=[4, 2, 2])
+    text = dict(
+        vocab_size=640, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5 if edge else 1e-6, rope_parameters=rope,
+    )  # fmt: skip
+    vision = dict(hidden_size=32, intermediate_size=52, patch_size=4)
+    if edge:
+        vision |= dict(num_hidden_layers=3, num_attention_heads=4, num_patches=36)
+        other = dict(projector_hidden_size=72) | other
+    else:
+        rope["mrope_interleaved"] = True
+        vision |= dict(
+            depth=4, num_heads=2, temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36,
+            deepstack_visual_indexes=[0, 2, 3],
+        )  # fmt: skip
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = dict(zip(names, prompts.TINY, strict=True))
+    config = KINDS[kind][0](text_config=text, vision_config=vision, **ids, **other)
     config._attn_implementation = "eager"
+    return config
+
+
+def reasoner(kind: str, seed: int = 5, **other) -> transformers.PreTrainedModel:
+    """Qwen3-VL, or the reasoner of Nano and Super (the same network), or of Edge."""
 
     def value(name, x, p):
         if p.ndim == 1:
             return 0.1 * x if name.endswith("bias") else 1.0 + 0.25 * x
-        embedding = "embed" in name and "patch" not in name
-        return x if embedding else x / math.sqrt(math.prod(p.shape[1:]))
+        if any(table in name for table in ("embed_tokens", "pos_embed", "position_embedding")):
+            return 0.7 * x
+        return x / math.sqrt(math.prod(p.shape[1:]))
 
-    return _fill(Cosmos3OmniForConditionalGeneration(config), value, seed)
+    return _fill(KINDS[kind][1](reasoner_config(kind, **other)), value, seed)
 
 
 def write(out: Path, family: str) -> list[Path]:
@@ -154,11 +171,8 @@ def write(out: Path, family: str) -> list[Path]:
     if family == "edge":
         index |= {"use_native_flow_schedule": True}
     (pipeline / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
-    made = [pipeline]
-    if family == "nano":
-        reasoner().save_pretrained(out / "transformers")
-        made.append(out / "transformers")
-    return made
+    reasoner(FAMILY[family]).save_pretrained(out / "transformers")
+    return [pipeline, out / "transformers"]
 
 
 def main() -> None:
