@@ -54,8 +54,7 @@ class Golden:
     runs64: dict[str, Run] = field(default_factory=dict)
     probe: Run | None = None
     probe64: Run | None = None
-    half: Outputs = field(default_factory=dict)
-    truth: Outputs = field(default_factory=dict)
+    half: dict[str, tuple[Outputs, Outputs]] = field(default_factory=dict)  # case → bfloat16, float32 on its weights
 
 
 def run(model: nn.Module, p: Prompt, layers: bool = False) -> Run:
@@ -123,10 +122,11 @@ def golden(load: reference.Load, cfg: ModelConfig) -> Golden:
         g.probe64 = run(shrink(model), cases[SEEN], layers=True)
         del model
         reference.release()
-    rough = prompts.rounded(cases[SEEN])
+    rough = {name: prompts.rounded(p) for name, p in cases.items() if p.pictures}
     model = load(torch.bfloat16)
-    g.half = run(model, rough).outputs
-    g.truth = run(model.float(), rough).outputs
+    halves = {name: run(model, p).outputs for name, p in rough.items()}
+    model = model.float()
+    g.half = {name: (halves[name], run(model, p).outputs) for name, p in rough.items()}
     del model
     reference.release()
     return g
@@ -257,7 +257,15 @@ def _pad(x: np.ndarray, like) -> np.ndarray:
 
 
 def half_rows(g: Golden, params: dict, cfg: ModelConfig, change: Change = dict) -> list[Row]:
-    """bfloat16 against float32 on the same rounded weights and patches."""
-    p = prompts.rounded(g.cases[SEEN])
-    ours = outputs(params, cfg, change(prompts.batch(p, cfg)), p, precision=Precision("bfloat16", "highest"))
-    return [rows.half((NAME, rows.BFLOAT16, n), ours[n], g.half[n], truth) for n, truth in g.truth.items()]
+    """bfloat16 against float32 on the same rounded weights and patches, over all prompts with pictures."""
+    triples = []
+    for name, (theirs, truth) in g.half.items():
+        p = prompts.rounded(g.cases[name])
+        batch = change(prompts.batch(p, cfg))
+        ours = outputs(params, cfg, batch, p, precision=Precision("bfloat16", "highest"))
+        triples.append((ours, theirs, truth))
+
+    def row(n):
+        return rows.half((NAME, rows.BFLOAT16, n), *(np.concatenate([t[k][n] for t in triples]) for k in range(3)))
+
+    return [row(n) for n in triples[0][2]]

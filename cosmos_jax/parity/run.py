@@ -6,9 +6,11 @@ In: an opened `conversion.folder.Folder`. Out: the work, which writes the three 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
+import operator
 import platform
 import sys
 import time
@@ -105,7 +107,7 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
         yield video.NAME, _video
     if "sound_tokenizer" in have:
         yield sound.NAME, _sound
-    if "reasoner" in have:
+    if _kind(folder):
         yield reasoner.NAME, _reasoner
 
 
@@ -114,6 +116,8 @@ def missing(folder: Folder) -> list[str]:
     out = []
     if folder.layout == "diffusers" and "sound_tokenizer" not in folder.components:
         out.append("The folder has no sound_tokenizer: sound is not compared.")
+    if folder.layout == "diffusers" and not _kind(folder):
+        out.append("The folder has no vision_encoder with a config.json at the top: the reasoner is not compared.")
     if folder.layout == "diffusers" and folder.scheduler is None:
         out.append("The folder has no scheduler: schedule and denoising are not compared.")
     return out
@@ -168,12 +172,26 @@ def _sound(folder: Folder) -> list[Row]:
     return sound.check(golden, params(component), component.config)
 
 
+def _kind(folder: Folder) -> str | None:
+    """The reasoner that transformers would load from this folder: its model_type; None if there is none.
+
+    A released diffusers repository has one too: a config.json at the top, whose weights are those of the transformer's
+    text tower and of the vision encoder.
+    """
+    top = folder.path / "config.json"
+    if "reasoner" in folder.components or "vision_encoder" in folder.components and top.is_file():
+        kind = json.loads(top.read_text()).get("model_type")
+        return kind if kind in tiny.KINDS else None
+    return None
+
+
 def _reasoner(folder: Folder) -> list[Row]:
-    component = folder.components["reasoner"]
-    kind = json.loads((folder.path / "config.json").read_text())["model_type"]
-    load = reference.transformers_pretrained(tiny.KINDS[kind][1], folder.path)
-    golden = reasoner.golden(load, component.config)
-    return reasoner.check(golden, reasoner.whole(params(component), component.config), component.config)
+    load = reference.transformers_pretrained(tiny.KINDS[_kind(folder)][1], folder.path)
+    have = folder.components
+    cfg = have["reasoner" if "reasoner" in have else "transformer"].config
+    golden = reasoner.golden(load, cfg)
+    found = [params(have[n]) for n in ("reasoner", "transformer", "vision_encoder") if n in have]
+    return reasoner.check(golden, reasoner.whole(functools.reduce(operator.or_, found), cfg), cfg)
 
 
 def _load(folder: Folder, cls: type, name: str) -> reference.Load:

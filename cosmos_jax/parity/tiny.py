@@ -1,7 +1,7 @@
 """Tiny Cosmos 3 checkpoints with random weights, as PyTorch folders: `python -m cosmos_jax.parity.tiny --out=DIR`.
 
-In: a family, nano or edge. Out: DIR/diffusers (transformer, vae, scheduler, sound_tokenizer, model_index.json) and
-DIR/transformers (the reasoner), written by the references' own `save_pretrained`. Every weight is random: the stock
+In: a family, nano or edge. Out: DIR/diffusers (laid out as a released repository: transformer, vision_encoder, vae,
+scheduler, sound_tokenizer) and DIR/transformers (the reasoner), by the references' own `save_pretrained`. Every weight is random: the stock
 initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of mistakes. All shapes keep
 what a port can get wrong: odd latent sizes, hidden ≠ heads·head_dim, grouped queries, odd strides.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer, UniPCMultistepScheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from cosmos_jax.codecs.wan.config import MEAN, STD
@@ -159,20 +161,41 @@ def reasoner(kind: str, seed: int = 5, **other) -> transformers.PreTrainedModel:
 
 def write(out: Path, family: str) -> list[Path]:
     """Both folders of a family; returns them."""
-    pipeline, index = out / "diffusers", {"_class_name": "Cosmos3OmniPipeline"}
+    root, index = out / "diffusers", {"_class_name": "Cosmos3OmniPipeline"}
     parts = {
         "transformer": transformer(NANO if family == "nano" else EDGE), "vae": vae(), "scheduler": scheduler(family),
     }  # fmt: skip
     if family == "nano":
         parts["sound_tokenizer"] = sound_tokenizer()
     for name, part in parts.items():
-        part.save_pretrained(pipeline / name)
+        part.save_pretrained(root / name)
         index[name] = ["diffusers", type(part).__name__]
     if family == "edge":
-        index |= {"use_native_flow_schedule": True}
-    (pipeline / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
-    reasoner(FAMILY[family]).save_pretrained(out / "transformers")
-    return [pipeline, out / "transformers"]
+        index |= {"use_native_flow_schedule": True, "default_use_system_prompt": False}
+    (root / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+    whole = reasoner(FAMILY[family])
+    whole.save_pretrained(out / "transformers")
+    _beside(root, whole, family)
+    return [root, out / "transformers"]
+
+
+def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> None:
+    """The reasoner as a released repository has it: its eye in vision_encoder/, its text tower in transformer/, and at
+    the top a config.json and an index over both, from which transformers loads it."""
+    whole.config.save_pretrained(root)
+    names = {n: v for n, v in whole.state_dict().items() if n.startswith(("model.visual.", "model.projector."))}
+    if family == "nano":
+        names = {n.removeprefix("model.visual."): v for n, v in names.items()}
+    (root / "vision_encoder").mkdir(exist_ok=True)
+    whole.config.vision_config.save_pretrained(root / "vision_encoder")
+    save_file({n: v.contiguous() for n, v in names.items()}, root / "vision_encoder" / "model.safetensors")
+    where = {}
+    for file in ("transformer/diffusion_pytorch_model.safetensors", "vision_encoder/model.safetensors"):
+        with safe_open(root / file, "pt") as f:
+            where |= dict.fromkeys(f.keys(), file)
+    size = sum((root / file).stat().st_size for file in set(where.values()))
+    table = {"metadata": {"total_size": size}, "weight_map": where}
+    (root / "model.safetensors.index.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 def main() -> None:
