@@ -52,7 +52,7 @@ def encode(params: Params, cfg: AVAEConfig, wave: jax.Array, *, precision: Preci
 
 
 def spectra(wave: jax.Array, cfg: AVAEConfig, precision: Precision) -> jax.Array:
-    """wave [B,N,2] float32 → what enters the encoder, [B,T,2·(n_fft+2)]: scaled, padded to whole latents, transformed."""
+    """wave [B,N,2] float32 → [B,T,2·(n_fft+2)], what enters the encoder: scaled, padded to whole latents, spectra."""
     if cfg.normalize_volume:
         wave = wave / (jnp.abs(wave).max((1, 2), keepdims=True) + PEAK_EPS) * PEAK
     wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % cfg.hop), (0, 0)))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 TITLE = "Parity with PyTorch"
 STYLE = """<style>
 header p { max-width:88ch } .verdict-line { font-size:20px; margin:14px 0 18px }
-.sheet { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:14px 16px; margin:10px 0 16px }
+.sheet { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:14px 16px;
+  margin:10px 0 16px }
 .sheet svg { width:100%; display:block } .sheet p { margin:8px 0 0; max-width:none }
 .plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(420px,1fr)); gap:16px; margin:10px 0 16px }
 .plots figure { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:8px 10px 4px }
@@ -28,7 +29,8 @@ header p { max-width:88ch } .verdict-line { font-size:20px; margin:14px 0 18px }
 td.number, th.number { text-align:right; white-space:nowrap; font-size:13px }
 td.number { font-family:ui-monospace,SFMono-Regular,Menlo,monospace }
 td.first { color:var(--soft); white-space:nowrap } details { margin:8px 0 0 } details table { margin-top:8px }
-dt { font-weight:600; margin-top:12px } dd { margin:2px 0 0; max-width:84ch } td a { color:var(--accent); white-space:nowrap }
+dt { font-weight:600; margin-top:12px } dd { margin:2px 0 0; max-width:84ch }
+td a { color:var(--accent); white-space:nowrap }
 </style>"""
 
 
@@ -58,8 +60,9 @@ def overview(result: Result) -> str:
         bad, first, w = rows.failures(own), rows.first_divergence(own), worst(own)
         where = f"first divergence: {first.part}, {first.what}" if first else f"{w.part}, {w.what}"
         lines.append([
-            f'<a href="#{_anchor(name)}">{escape(name)}</a>', _right(str(len(own))), _verdict(bad), _right(number(w.rel)),
-            _right(number(w.limit)), _right(floor(w)), f'<span class="note">{escape(where)}</span>', _right(half(own)),
+            f'<a href="#{_anchor(name)}">{escape(name)}</a>', _right(str(len(own))), _verdict(bad),
+            _right(number(w.rel)), _right(number(w.limit)), _right(floor(w)),
+            f'<span class="note">{escape(where)}</span>', _right(half(own)),
         ])  # fmt: skip
         css.append("lost" if bad else "")
     head = ["component", ">rows", "verdict", ">largest error", ">its threshold", ">noise floor", "where",

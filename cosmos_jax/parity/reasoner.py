@@ -194,7 +194,9 @@ def check(g: Golden, params: dict, cfg: ModelConfig, change: Change = dict) -> l
     made = text.generate_text(params, cfg, batch, sample, eos=NO_END, precision=HIGHEST)
     distinct = len(set(g.answer.tolist()))
     note = f"{distinct} different tokens"
-    out.append(rows.exact((NAME, "answer", f"{NEW} greedy tokens about two images"), np.asarray(made)[0], g.answer, note))
+    out.append(
+        rows.exact((NAME, "answer", f"{NEW} greedy tokens about two images"), np.asarray(made)[0], g.answer, note)
+    )
     return out + half_rows(g, params, cfg, change)
 
 
@@ -237,8 +239,8 @@ def _layers(p: Prompt, want: Run, want64: Run | None, params, cfg, part: str, li
             n = len(truth[i])
             own: dict[str, Any] = {"exact64": truth64[i]} if truth64 else {"floor": FLOORS[True]}
             what = f"{stream}: the embedding" if not i else f"{stream}: after layer {i - 1}"
-            out.append(rows.compare((NAME, part, what), np.asarray(mine)[0, :n], truth[i], limit, peaks=False, plot=plot,
-                                    index=i, **own))  # fmt: skip
+            out.append(rows.compare((NAME, part, what), np.asarray(mine)[0, :n], truth[i], limit, peaks=False,
+                                    plot=plot, index=i, **own))  # fmt: skip
             if i:
                 out.append(rows.compare(
                     (NAME, part, f"{stream}: layer {i - 1} alone"), np.asarray(alone)[0, :n], truth[i],

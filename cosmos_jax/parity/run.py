@@ -14,6 +14,7 @@ import operator
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -79,7 +80,8 @@ def compare(folder: Folder) -> Result:
     """Run every comparison that the folder allows."""
     quiet()
     result = Result([], describe(folder))
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)  # diffusers' own
         for name, part in parts(folder):
             began = time.perf_counter()
             found = part(folder)
@@ -216,7 +218,9 @@ def describe(folder: Folder) -> dict[str, Any]:
         "reference": str(folder.path.resolve()),
         "layout": folder.layout,
         "parameters": sizes,
-        "dtypes": {n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()},
+        "dtypes": {
+            n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()
+        },
         "host": f"{platform.node()}, {platform.machine()}, {platform.system()}",
         "jax device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "torch device": str(reference.device()),

@@ -100,7 +100,7 @@ def _run(model: nn.Module, cfg: AVAEConfig, given: dict[str, np.ndarray]) -> tup
 
 
 def golden(load: reference.Load) -> Golden:
-    """Run the reference: float32, float64 where it fits, bfloat16. A checkpoint without an encoder has only `decode`."""
+    """Run the reference: float32, float64 where it fits, bfloat16. Without an encoder there is only `decode`."""
     model = load(torch.float32)
     raw = dict(model.config)
     cfg = config(Golden(raw, {}, {}, {}))

@@ -1,9 +1,9 @@
 """Tiny Cosmos 3 checkpoints with random weights, as PyTorch folders: `python -m cosmos_jax.parity.tiny --out=DIR`.
 
 In: a family, nano or edge. Out: DIR/diffusers (laid out as a released repository: transformer, vision_encoder, vae,
-scheduler, sound_tokenizer) and DIR/transformers (the reasoner), by the references' own `save_pretrained`. Every weight is random: the stock
-initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of mistakes. All shapes keep
-what a port can get wrong: odd latent sizes, hidden ≠ heads·head_dim, grouped queries, odd strides.
+scheduler, sound_tokenizer) and DIR/transformers (the reasoner), by the references' own `save_pretrained`. Every weight
+is random: the stock initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of
+mistakes. The shapes keep what a port can get wrong: hidden ≠ heads·head_dim, grouped queries, odd strides.
 """
 
 from __future__ import annotations
