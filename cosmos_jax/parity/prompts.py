@@ -56,9 +56,9 @@ CASES: dict[str, tuple[tuple, tuple]] = {  # images (a side below the table's si
 }
 
 
-def prompt(case: str, cfg: ModelConfig, marks: Marks = TINY) -> Prompt:
+def prompt(case: str, cfg: ModelConfig, marks: Marks = TINY, seed: int = 0) -> Prompt:
     """Words, then every picture between its marks (a clip: frame by frame, a time stamp before each), then words."""
-    word = iter(rng(case).randint(0, min(*marks, TINY.image), 200).tolist())
+    word = iter(rng(case, seed).randint(0, min(*marks, TINY.image), 200).tolist())
     images, clips = CASES[case]
     ids = [next(word) for _ in range(6 if images or clips else 19)]
     for pad, grids in ((marks.image, images), (marks.video, clips)):
@@ -69,7 +69,7 @@ def prompt(case: str, cfg: ModelConfig, marks: Marks = TINY) -> Prompt:
     ids += [next(word) for _ in range(7)]
     width = cfg.sequence.vit_patch_dim
     pictures = tuple(
-        Picture(g, draw(f"{case}{i}", int(np.prod(g)), width, seed=0)) for i, g in enumerate((*images, *clips))
+        Picture(g, draw(f"{case}{i}", int(np.prod(g)), width, seed=seed)) for i, g in enumerate((*images, *clips))
     )
     return Prompt(np.array(ids), pictures, marks)
 

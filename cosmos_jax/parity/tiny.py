@@ -12,13 +12,13 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer, UniPCMultistepScheduler
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from cosmos_jax.codecs.wan.config import MEAN, STD
 from cosmos_jax.parity import prompts
@@ -57,7 +57,7 @@ KINDS = {  # of reasoner: its classes in transformers
 FAMILY = {"nano": "cosmos3_omni", "edge": "cosmos3_edge"}
 
 
-def _fill(model: nn.Module, values, seed: int) -> nn.Module:
+def _fill(model: Any, values, seed: int) -> Any:
     """Every parameter p ← values(name, unit noise of its shape)."""
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -95,7 +95,7 @@ def vae(seed: int = 4) -> AutoencoderKLWan:
 
 def sound_tokenizer(config: dict = SOUND, seed: int = 5) -> Cosmos3AVAEAudioTokenizer:
     """The sound tokeniser; weight-normalised lengths stray by 20 % from those of their directions."""
-    model = Cosmos3AVAEAudioTokenizer(**config)
+    model: Any = Cosmos3AVAEAudioTokenizer(**config)
     weights = dict(model.named_parameters())
 
     def value(name, x, p):
@@ -129,7 +129,7 @@ def reasoner_config(kind: str, **other) -> transformers.PretrainedConfig:
         vocab_size=640, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5 if edge else 1e-6, rope_parameters=rope,
     )  # fmt: skip
-    vision = dict(hidden_size=32, intermediate_size=52, patch_size=4)
+    vision: dict[str, Any] = dict(hidden_size=32, intermediate_size=52, patch_size=4)
     if edge:
         vision |= dict(num_hidden_layers=3, num_attention_heads=4, num_patches=36)
         other = dict(projector_hidden_size=72) | other
@@ -161,8 +161,9 @@ def reasoner(kind: str, seed: int = 5, **other) -> transformers.PreTrainedModel:
 
 def write(out: Path, family: str) -> list[Path]:
     """Both folders of a family; returns them."""
-    root, index = out / "diffusers", {"_class_name": "Cosmos3OmniPipeline"}
-    parts = {
+    root = out / "diffusers"
+    index: dict[str, Any] = {"_class_name": "Cosmos3OmniPipeline"}
+    parts: dict[str, Any] = {
         "transformer": transformer(NANO if family == "nano" else EDGE), "vae": vae(), "scheduler": scheduler(family),
     }  # fmt: skip
     if family == "nano":
@@ -189,7 +190,7 @@ def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> Non
     (root / "vision_encoder").mkdir(exist_ok=True)
     whole.config.vision_config.save_pretrained(root / "vision_encoder")
     save_file({n: v.contiguous() for n, v in names.items()}, root / "vision_encoder" / "model.safetensors")
-    where = {}
+    where: dict[str, str] = {}
     for file in ("transformer/diffusion_pytorch_model.safetensors", "vision_encoder/model.safetensors"):
         with safe_open(root / file, "pt") as f:
             where |= dict.fromkeys(f.keys(), file)

@@ -81,7 +81,8 @@ class Layers:
 @functools.partial(jax.jit, static_argnames=("cfg", "precision"))
 def see_start(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision):
     """What enters the vision encoder's blocks [B,P,D], and their rotary tables (None for Edge)."""
-    return cosmos._model(params, cfg).vit.embed(batch, precision)
+    eye: Any = cosmos._model(params, cfg).vit
+    return eye.embed(batch, precision)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "precision"))
@@ -94,7 +95,8 @@ class Blocks:
 
     def __init__(self, params: dict, cfg: ModelConfig, batch: dict, precision: Precision):
         self.start, self.rotary = see_start(params, cfg, batch, precision=precision)
-        self.graph, self.weights = nnx.split(cosmos._model(params, cfg).vit.layers)
+        eye: Any = cosmos._model(params, cfg).vit
+        self.graph, self.weights = nnx.split(eye.layers)
         self.count, self.segments, self.precision = cfg.vision.layers, batch["vit_segment_ids"], precision
 
     def __call__(self, i: int, x):

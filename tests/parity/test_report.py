@@ -15,7 +15,7 @@ import pytest
 from conversion import folder
 from cosmos_jax import parity
 from cosmos_jax.__main__ import main
-from cosmos_jax.parity import denoise, reference, rows, schedule, tiny, transformer, video
+from cosmos_jax.parity import denoise, reference, rows, schedule, sound, tiny, transformer
 from cosmos_jax.parity.rows import BFLOAT16
 
 PARTS = {
@@ -118,7 +118,8 @@ def test_a_wrong_flag_of_the_scheduler_is_found(checkpoint):
     assert first.what.endswith("recorded velocities") and 1 <= first.index < 10  # the first steps are very short
 
 
-def test_a_wrong_guidance_is_found_in_the_first_step(checkpoint, golden):
+def test_a_wrong_guidance_is_found_in_the_first_step(checkpoint, golden, monkeypatch):
+    monkeypatch.setattr(schedule, "STEPS", 5)
     _, params, cfg = golden
     path = checkpoint("nano")
     config = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
@@ -130,13 +131,13 @@ def test_a_wrong_guidance_is_found_in_the_first_step(checkpoint, golden):
     )
 
 
-def test_a_wrong_stage_of_the_video_vae_is_found(checkpoint, monkeypatch):
-    part = folder.open_folder(checkpoint("nano")).components["vae"]
-    g = video.golden(reference.pretrained(diffusers.AutoencoderKLWan, checkpoint("nano") / "vae"))
-    params = part.load()
-    wrong = jax.tree.map(np.array, params)
-    wrong["decoder"]["up"]["1"]["resnets"]["0"]["conv1"]["kernel"] *= 1.001
-    assert rows.first_divergence(video.stage_rows(g, wrong, part.config, "decode")).what == "up_1 alone"
+def test_a_wrong_stage_of_a_codec_is_found(checkpoint):
+    part = folder.open_folder(checkpoint("nano")).components["sound_tokenizer"]
+    path = checkpoint("nano") / "sound_tokenizer"
+    g = sound.golden(reference.pretrained(diffusers.Cosmos3AVAEAudioTokenizer, path))
+    wrong = jax.tree.map(np.array, part.load())
+    wrong["decoder"]["block_1"]["residual_3"]["conv_1"]["bias"] *= 1.01
+    assert rows.first_divergence(sound.stage_rows(g, wrong, part.config, "decode")).what == "block_1 alone"
 
 
 def test_a_bfloat16_row_compares_with_pytorchs_own_error():
