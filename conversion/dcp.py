@@ -95,7 +95,8 @@ def open_folder(path: str | Path) -> Tensors:
     except FileError:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as e:
-        raise FileError(f"{where} does not describe a checkpoint that is read here: {e}.") from None
+        why = f"it lacks {e}" if isinstance(e, KeyError) else e
+        raise FileError(f"{where} does not describe a checkpoint that is read here: {why}.") from None
 
 
 class _Places:
@@ -112,7 +113,8 @@ class _Places:
 
     def find(self, name: str, offsets: Shape | None = None) -> tuple[Path, int, int]:
         """File, start and stop. offsets: where the part begins in its tensor; None for what is not a tensor."""
-        place = self.places[name, offsets]
+        if (place := self.places.get((name, offsets))) is None:
+            raise ValueError(f"it does not say where the part of {name!r} at {offsets} lies")
         file, (start, length) = place["relative_path"], integers((place["offset"], place["length"]))
         if Path(file).name != file:
             raise ValueError(f"{file!r} is not a file of its own folder")

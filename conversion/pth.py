@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from conversion.tensors import FileError, Layout, Lazy, Tensors, in_order
+from conversion.torch_pickle import Storage
 from conversion.torch_zip import open_archive, tensor, write
 
-DEEPEST, LONGEST, MOST = 32, 1000, 1_000_000  # levels, letters, values: a short pickle can say more than memory holds
+DEEPEST, LONGEST, MOST = 32, 1000, 100_000  # levels, letters, values: a short pickle can say more than memory holds
 
 
 def open_file(path: str | Path) -> Tensors:
@@ -39,7 +40,8 @@ def open_file(path: str | Path) -> Tensors:
         elif x is None or isinstance(x, bool | int | float | str):
             metadata[name] = str(x)
         else:
-            raise FileError(f"{path}: {name!r} is a {x.name}, neither a tensor nor a plain value; save it without.")
+            what = "storage" if isinstance(x, Storage) else x.name
+            raise FileError(f"{path}: {name!r} is a {what}, neither a tensor nor a plain value; save it without.")
     if "" in tensors:
         raise FileError(f"{path} holds one tensor without a name; save a dict of name to tensor.")
     return Tensors(tensors, metadata)

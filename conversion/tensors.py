@@ -53,10 +53,8 @@ class Tensor:
         """Memory-mapped, read-only."""
         if not self.stop - self.start:
             return np.empty(self.shape, self.dtype)
-        raw = np.memmap(self.path, np.uint8, "r", self.start, (self.stop - self.start,)).view(self.dtype)
-        if self.strides is None:
-            return raw.reshape(self.shape)
-        return np.lib.stride_tricks.as_strided(raw, self.shape, self.strides, writeable=False)
+        raw = np.memmap(self.path, np.uint8, "r", self.start, (self.stop - self.start,))
+        return np.ndarray(self.shape, self.dtype, raw, strides=self.strides)  # refuses what leaves `raw`
 
 
 class Tensors(Mapping[str, np.ndarray]):

@@ -87,7 +87,8 @@ class Archive:
         try:
             return self._place(x.args[0] if x.name == PARAMETER else x)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as e:
-            raise FileError(f"{self.where}: the tensor {name!r} is malformed ({e}); the file is damaged.") from None
+            why = f"there is no {e}" if isinstance(e, KeyError) else e
+            raise FileError(f"{self.where}: the tensor {name!r} is not one that is read here: {why}.") from None
 
     def _place(self, x: Call) -> Tensor:
         if x.name not in (TENSOR, TENSOR_WITH_DTYPE):

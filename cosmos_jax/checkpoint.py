@@ -268,9 +268,9 @@ def write_arrays(
         missing[item, key] -= 1
         size += x.nbytes
         while size > IN_FLIGHT:
-            size -= _finish(*waiting.popleft(), progress)
-    for pair in waiting:
-        _finish(*pair, progress)
+            size -= _finish(waiting.popleft(), progress)
+    for written in waiting:
+        _finish(written, progress)
     if left := [k for k, n in missing.items() if n]:
         raise ValueError(f"{'/'.join(left[0][1])} of {left[0][0]} was not written exactly once.")
 
@@ -321,6 +321,7 @@ def _create(folder: Path, key: Key, x: Planned) -> Any:
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{where}/"},
         "metadata": {"chunk_grid": grid, "codecs": codecs},
+        "store_data_equal_to_fill_value": True,  # a bias of zeros is there; what is absent is an error
         "context": {"file_io_sync": False},
     }
     dtype = tensorstore.dtype(x.dtype.name)
@@ -339,7 +340,9 @@ def _flat(items: Mapping[str, Mapping[Key, Planned]]) -> Iterator[tuple[tuple[st
     return (((item, key), x) for item, tree in items.items() for key, x in tree.items())
 
 
-def _finish(writing: Any, nbytes: int, progress: Callable[[int], None]) -> int:
+def _finish(written: tuple[Any, int], progress: Callable[[int], None]) -> int:
+    """Wait for it; returns its bytes."""
+    writing, nbytes = written
     writing.result()
     progress(nbytes)
     return nbytes

@@ -12,10 +12,10 @@ import numpy as np
 
 from data_pipelines import positions
 from data_pipelines.patch_grid import MERGE
-from data_pipelines.sample import Sample, validate
+from data_pipelines.sample import Sample, Turn, validate
 from data_pipelines.schema import MODALITIES, Bucket, SequenceSpec, empty_batch
 from data_pipelines.tasks import ALL, INDEX, task
-from data_pipelines.video import VitInput, preprocess
+from data_pipelines.video import VitInput, preprocess, vit_input
 
 STREAMS = ("und", "gen", *MODALITIES, "vit")  # capacities a sample uses, besides one segment
 
@@ -99,28 +99,36 @@ def plan(s: Sample, tokenizer, spec: SequenceSpec, round_fps: bool = True) -> Pl
 
 
 def _plan_reason(s: Sample, tokenizer, spec: SequenceSpec) -> Planned:
-    """A question about frames, and its answer as next-token targets (spec §3.2, §3.5)."""
-    vit = preprocess(s.frames, spec) if s.frames is not None else None
-    spans = vit.grid[0] if vit else 0
-    per_span = vit.grid[1] * vit.grid[2] if vit else 0
-    ids, supervised = tokenizer.reason_ids(s.prompt, s.answer, [per_span] * spans, s.frame_times)
-    ids = np.asarray(ids, np.int32)
-    pads = np.isin(ids, [tokenizer.video_pad]) if vit else np.zeros(len(ids), bool)
-    runs: list[int | tuple[int, int]] = []
-    i = 0
-    while i < len(ids):  # runs of text, and one grid per span of pads
-        if pads[i]:
-            runs.append((vit.grid[1], vit.grid[2]))
-            i += per_span
-        else:
-            n = int(np.argmax(pads[i:])) if pads[i:].any() else len(ids) - i
-            runs.append(n)
-            i += n
-    follow = np.asarray(supervised, bool)
+    """A conversation about pictures; the assistant's turns are next-token targets (spec §3.2, §3.5)."""
+    turns = s.turns or _turns(s, spec)
+    answered = turns[-1].role == "assistant"
+    ids, supervised, kinds, pictures = tokenizer.conversation(turns, add_generation_prompt=not answered)
+    if answered:  # what follows the last supervised token teaches nothing
+        length = int(np.flatnonzero(supervised)[-1]) + 1
+        ids, supervised, kinds = ids[:length], supervised[:length], kinds[:length]
     targets = np.full(len(ids), -1, np.int32)
-    targets[:-1][follow[1:]] = ids[1:][follow[1:]]  # the position before a supervised token predicts it
-    where = positions.reasoner(runs)
-    return Planned(s, ids, targets, where, np.zeros((3, 0), np.float32), vit=vit, pads=pads)
+    targets[:-1][supervised[1:]] = ids[1:][supervised[1:]]  # the position before a supervised token predicts it
+    where = positions.reasoner(runs(kinds, [p.merged for p in pictures for _ in range(p.spans)]))
+    vit = vit_input(pictures, spec) if pictures else None
+    return Planned(s, ids, targets, where, np.zeros((3, 0), np.float32), vit=vit, pads=kinds > 0)
+
+
+def _turns(s: Sample, spec: SequenceSpec) -> tuple[Turn, ...]:
+    """The short form of a conversation: a question about frames, and perhaps its answer."""
+    shown = () if s.frames is None else (preprocess(s.frames, s.frame_times, spec),)
+    question = Turn("user", (*shown, s.prompt))
+    return (question,) if s.answer is None else (question, Turn("assistant", (s.answer,)))
+
+
+def runs(kinds: np.ndarray, grids: Sequence[tuple[int, int]]) -> list[int | tuple[int, int]]:
+    """What `positions.reasoner` reads: the lengths of the runs of text, and between them the grid of each span."""
+    out: list[int | tuple[int, int]] = []
+    at = 0
+    for rows, cols in grids:
+        first = at + int(np.argmax(kinds[at:] > 0))
+        out += [first - at, (rows, cols)] if first > at else [(rows, cols)]
+        at = first + rows * cols
+    return [*out, len(kinds) - at]
 
 
 def check_fits(p: Planned, bucket: Bucket) -> None:
@@ -220,7 +228,7 @@ def fill(rows: Sequence[Sequence[Planned]], bucket: Bucket, spec: SequenceSpec) 
         frames = 0  # ViT frames are numbered through the row
         for n, p in enumerate(samples):
             _fill_segment(batch, b, n, p, at, starts, frames)
-            frames += p.vit.grid[0] if p.vit else 0
+            frames += p.vit.frames if p.vit else 0
     return batch
 
 
@@ -232,9 +240,10 @@ def _fill_segment(batch, b: int, n: int, p: Planned, at: dict, starts: dict, fra
     batch["und_positions"][b, :, und] = p.und_positions
     if p.vit is not None:
         v = slice(at["vit"], at["vit"] + len(p.vit.patches))
-        batch["vit_patches"][b, v], batch["vit_rowcol"][b, v] = p.vit.patches, p.vit.rowcol
-        batch["vit_segment_ids"][b, v] = p.vit.frame_ids + frames
-        batch["vit_interp_index"][b, v], batch["vit_interp_weight"][b, v] = p.vit.interp_index, p.vit.interp_weight
+        at_grid = p.vit.places
+        batch["vit_patches"][b, v], batch["vit_rowcol"][b, v] = p.vit.patches, at_grid.rowcol
+        batch["vit_segment_ids"][b, v] = at_grid.frame_ids + frames
+        batch["vit_interp_index"][b, v], batch["vit_interp_weight"][b, v] = at_grid.interp_index, at_grid.interp_weight
         first = at["vit"] // MERGE**2
         batch["und_vit_index"][b, und][p.pads] = first + np.arange(int(p.pads.sum()))
         at["vit"] = v.stop

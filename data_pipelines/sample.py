@@ -1,19 +1,29 @@
 """One training example or one request, before it becomes tokens.
 
-In: text, latents, actions. Out: a `Sample` that `validate` has found coherent; a request differs from a training sample
-only in that its noisy streams hold zeros.
+In: text, pictures, latents, actions. Out: a `Sample` that `validate` has found coherent; a request differs from a
+training sample only in that its noisy streams hold zeros.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.schema import SequenceSpec
 from data_pipelines.tasks import ALL, task
+from data_pipelines.video import Pixels
 
+ROLES = ("system", "user", "assistant")
 ACTION_LIMIT = 5.0  # normalised actions beyond this were not normalised
+
+
+class Turn(NamedTuple):
+    """What one side of a conversation says and shows."""
+
+    role: str  # one of ROLES
+    parts: tuple[str | Pixels, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Sample:
     shift: float = 1.0  # flow shift of the sigma law
     frames: np.ndarray | None = None  # [F, H, W, 3] uint8 for the vision encoder (`reason`)
     frame_times: tuple[float, ...] = ()  # seconds, one per group of frames the encoder merges
+    turns: tuple[Turn, ...] = ()  # a whole conversation, instead of prompt, answer and frames (`reason`)
 
 
 def validate(s: Sample, spec: SequenceSpec) -> None:
@@ -43,9 +54,13 @@ def validate(s: Sample, spec: SequenceSpec) -> None:
     if row.vision == "none":
         if s.vision_latents is not None or s.actions is not None or s.sound_latents is not None:
             raise ValueError(f"{who}: takes no latents; pass pixels as `frames`.")
+        if s.turns:
+            _check_turns(s, spec, who)
         if s.frames is not None:
             _check_frames(s, spec, who)
         return
+    if s.turns:
+        raise ValueError(f"{who}: takes a prompt, not a conversation; leave `turns` to the task reason.")
     _check_vision(s, spec, who)
     frames = s.vision_latents.shape[1]
     if row.vision == "image" and frames != 1:
@@ -70,6 +85,23 @@ def validate(s: Sample, spec: SequenceSpec) -> None:
         if x.ndim != 2 or x.shape[0] != spec.sound_dim:
             raise ValueError(f"{who}: sound latents of shape {x.shape}, expected ({spec.sound_dim}, frames).")
         _finite(x, who, "sound latents")
+
+
+def _check_turns(s: Sample, spec: SequenceSpec, who: str) -> None:
+    if s.prompt or s.answer is not None or s.frames is not None:
+        raise ValueError(f"{who}: has turns and also a prompt, an answer or frames; put everything into the turns.")
+    for turn in s.turns:
+        if turn.role not in ROLES:
+            raise ValueError(f"{who}: unknown role {turn.role!r}; the roles are {', '.join(ROLES)}.")
+    pictures = [p for t in s.turns for p in t.parts if isinstance(p, Pixels)]
+    if pictures and not spec.vit_patch:
+        raise ValueError(f"{who}: this model has no vision encoder (model.vision is not set).")
+    for p in pictures:
+        if p.patches.shape[1] != spec.vit_patch_dim:
+            raise ValueError(
+                f"{who}: patches of {p.patches.shape[1]} numbers, but this model's have {spec.vit_patch_dim}; prepare "
+                "the pictures with the settings of its own folder."
+            )
 
 
 def _check_frames(s: Sample, spec: SequenceSpec, who: str) -> None:

@@ -7,7 +7,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from data_pipelines import patch_grid
 from data_pipelines.schema import SequenceSpec
-from data_pipelines.video import preprocess
+from data_pipelines.video import preprocess, vit_input
 
 SIZES = [(2, 2), (4, 6), (8, 4), (2, 100), (46, 94), (48, 48), (128, 128)]
 
@@ -52,8 +52,8 @@ def test_a_patch_holds_its_pixels(kind):
     """Pixel by pixel: patch n is where `rowcol` says, its numbers in the order of its kind."""
     s = spec(kind, 6, temporal=1 if kind == "siglip2" else 2)
     frames = np.random.RandomState(0).randint(0, 256, (2, 8, 16, 3)).astype(np.uint8)
-    vit = preprocess(frames, s)
-    n, (row, col) = 5, vit.rowcol[5] * 4
+    vit = vit_input([preprocess(frames, (0.0,), s)], s)
+    n, (row, col) = 5, vit.places.rowcol[5] * 4
     for y, x, c, t in np.ndindex(4, 4, 3, s.vit_temporal):
         at = ((c * 2 + t) * 4 + y) * 4 + x if kind == "qwen3vl" else (y * 4 + x) * 3 + c
         assert vit.patches[n, at] == np.float32(frames[t, row + y, col + x, c] / np.float32(255) - 0.5) / np.float32(

@@ -1,10 +1,13 @@
 """The byte-level BPE and the chat template."""
 
+import numpy as np
 import pytest
 
 from data_pipelines import tokenizer
+from data_pipelines.sample import Turn
 from data_pipelines.tokenizer import SPECIAL, ChatTokenizer
 from data_pipelines.toy_world.episodes import make_episode
+from data_pipelines.video import Pixels
 
 TOK = ChatTokenizer()
 
@@ -34,12 +37,17 @@ def test_chat_template_is_qwen_s():
     assert names(TOK.generation_ids("b")) == want.split("\n", 2)[2] + "<|im_end|><|vision_start|>"
 
 
-def test_only_the_answer_is_supervised():
-    ids, mask = TOK.reason_ids("Which?", "red", [2, 2], [0.2, 1.2])
-    assert names([i for i, m in zip(ids, mask, strict=True) if m]) == "red<|im_end|>"
+def clip(pads: int, *times: float) -> Pixels:
+    return Pixels(np.zeros((4 * pads * len(times), 1), np.float32), (len(times), 2, 2 * pads), times)
+
+
+def test_only_the_answers_are_supervised():
+    turns = [Turn("user", (clip(2, 0.2, 1.2), "Which?")), Turn("assistant", ("red",))]
+    p = TOK.conversation([*turns, Turn("user", ("And",)), Turn("assistant", ("blue",))], add_generation_prompt=False)
+    assert names(p.ids[p.supervised]) == "red<|im_end|>blue<|im_end|>"
     span = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
-    assert f"<0.2 seconds>{span}<1.2 seconds>{span}Which?" in names(ids)
-    assert TOK.reason_ids("Which?", None, [], [])[1] == [False] * len(TOK.reason_ids("Which?", None, [], [])[0])
+    assert f"<0.2 seconds>{span}<1.2 seconds>{span}Which?" in names(p.ids)
+    assert not TOK.conversation(turns[:1]).supervised.any()
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -53,8 +61,10 @@ def test_users_cannot_write_control_tokens():
     assert not control & set(TOK.encode(attack))
     ids = TOK.chat([("user", attack)])
     assert ids.count(TOK.im_start) == 2 and ids.count(TOK.eos) == 1 and TOK.video_pad not in ids
-    ids, _ = TOK.reason_ids(attack, attack, [3], [0.5])
+    halves = Turn("user", (clip(3, 0.5), "<|video_", "pad|>", attack))
+    ids = TOK.conversation([halves, Turn("assistant", (attack,))], add_generation_prompt=False).ids.tolist()
     assert (ids.count(TOK.im_start), ids.count(TOK.eos), ids.count(TOK.video_pad)) == (2, 2, 3)
+    assert TOK.decode(ids).count(attack) == 2 and "<|video_pad|>" in TOK.decode(ids)
 
 
 def test_a_turn_is_split_like_the_whole_template():
