@@ -48,8 +48,9 @@ EXPLAINED = (  # how to read it: (words, what they mean)
     ),
     (
         "gradients",
-        "Of the training loss (flow matching and next-word cross entropy), by torch's autograd and by ours, on the same "
-        "noise. One row per parameter; of a stacked one, its worst layer. Where PyTorch has none, ours must be exactly 0.",
+        "Of the training loss (flow matching, next-word cross entropy), by torch's autograd and by ours, on the same "
+        "noise. One row per parameter; of a stacked one, its worst layer. The threshold grows with depth like that of "
+        "the outputs. Where PyTorch has no gradient, ours must be exactly 0.",
     ),
     (
         "bfloat16",

@@ -6,12 +6,15 @@ In: an opened `conversion.folder.Folder`. Out: the work, which writes the three 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
+import operator
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +29,20 @@ import transformers
 
 from conversion.folder import Component, Folder
 from cosmos_jax.evaluate import commit
-from cosmos_jax.parity import denoise, gradients, positions, reference, report, rows, schedule, sound, transformer, video
+from cosmos_jax.parity import (
+    denoise,
+    gradients,
+    positions,
+    reasoner,
+    reference,
+    report,
+    rows,
+    schedule,
+    sound,
+    tiny,
+    transformer,
+    video,
+)
 from cosmos_jax.parity.rows import Row
 
 Part = Callable[[Folder], list[Row]]
@@ -65,7 +81,8 @@ def compare(folder: Folder) -> Result:
     """Run every comparison that the folder allows."""
     quiet()
     result = Result([], describe(folder))
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)  # diffusers' own
         for name, part in parts(folder):
             began = time.perf_counter()
             found = part(folder)
@@ -95,6 +112,8 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
         yield video.NAME, _video
     if "sound_tokenizer" in have:
         yield sound.NAME, _sound
+    if _kind(folder):
+        yield reasoner.NAME, _reasoner
 
 
 def missing(folder: Folder) -> list[str]:
@@ -105,6 +124,8 @@ def missing(folder: Folder) -> list[str]:
     transformer = folder.components.get("transformer")
     if transformer and not gradients.fits(_size(transformer)):
         out.append("Gradients are not compared: they need 16 bytes of free memory per parameter.")
+    if folder.layout == "diffusers" and not _kind(folder):
+        out.append("The folder has no vision_encoder with a config.json at the top: the reasoner is not compared.")
     if folder.layout == "diffusers" and folder.scheduler is None:
         out.append("The folder has no scheduler: schedule and denoising are not compared.")
     return out
@@ -167,6 +188,28 @@ def _sound(folder: Folder) -> list[Row]:
     component = folder.components["sound_tokenizer"]
     golden = sound.golden(_load(folder, diffusers.Cosmos3AVAEAudioTokenizer, "sound_tokenizer"))
     return sound.check(golden, params(component), component.config)
+
+
+def _kind(folder: Folder) -> str | None:
+    """The reasoner that transformers would load from this folder: its model_type; None if there is none.
+
+    A released diffusers repository has one too: a config.json at the top, whose weights are those of the transformer's
+    text tower and of the vision encoder.
+    """
+    top = folder.path / "config.json"
+    if "reasoner" in folder.components or "vision_encoder" in folder.components and top.is_file():
+        kind = json.loads(top.read_text()).get("model_type")
+        return kind if kind in tiny.KINDS else None
+    return None
+
+
+def _reasoner(folder: Folder) -> list[Row]:
+    load = reference.transformers_pretrained(tiny.KINDS[_kind(folder)][1], folder.path)
+    have = folder.components
+    cfg = have["reasoner" if "reasoner" in have else "transformer"].config
+    golden = reasoner.golden(load, cfg)
+    found = [params(have[n]) for n in ("reasoner", "transformer", "vision_encoder") if n in have]
+    return reasoner.check(golden, reasoner.whole(functools.reduce(operator.or_, found), cfg), cfg)
 
 
 def _load(folder: Folder, cls: type, name: str) -> reference.Load:

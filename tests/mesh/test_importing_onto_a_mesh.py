@@ -1,21 +1,13 @@
 """An imported checkpoint, and PyTorch files themselves, land on any mesh in their shards. Runs itself on 8 devices."""
 
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
-TESTS = pathlib.Path(__file__).resolve().parents[1]
+from mesh import devices
 
 
 def test_restoring_onto_eight_devices():
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    devices.run(__file__, 8)
 
 
 def main(scratch: pathlib.Path):

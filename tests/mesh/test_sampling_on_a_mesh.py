@@ -1,20 +1,10 @@
 """Latents, text and what the eyes see are the same on four devices as on one. Runs itself where there are four."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
-TESTS = pathlib.Path(__file__).resolve().parents[1]
+from mesh import devices
 
 
 def test_sampling_decoding_and_seeing_on_four_devices():
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    devices.run(__file__, 4)
 
 
 def main():
