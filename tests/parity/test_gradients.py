@@ -20,6 +20,8 @@ from cosmos_jax.parity import gradients, packs, reference, rows, tiny, transform
 from data_pipelines.schema import Bucket
 
 MARGIN = 100  # a mutant exceeds the threshold at least so many times
+QUICK = {"xla_backend_optimization_level": 0}  # a program that runs once need not be a fast one
+quick = jax.jit(gradients.gradient, static_argnums=1, compiler_options=QUICK)
 UND = ("attn/q", "attn/q_norm/weight", "attn/o", "norm_post/weight", "mlp/gate", "mlp/up", "mlp/down")
 ENDS = {"lm_head", "norm_und/weight"}
 DEAD = {  # in generation: what nobody but the text's own output needs (Edge has neither text norms nor a gate)
@@ -101,9 +103,9 @@ def reasoner_world(kind):
     return reasoner_batch(cfg, prompts), torchs(torch.float32), torchs(torch.float64), params, cfg
 
 
-def reasoner_rows(kind, change=dict, call=gradients.ours):
+def reasoner_rows(kind, call=quick):
     batch, want, want64, params, cfg = reasoner_world(kind)
-    got = call(params, Config(model=cfg), change(batch))
+    got = call(params, Config(model=cfg), batch)
     place = ("reasoner", "two prompts in one row")
     return gradients.compare(place, got, reasoner.entries(cfg), want, want64, rows.GRADIENT)
 
@@ -180,7 +182,7 @@ def without_bias(self, x, precision, out=None):
     return y if self.bias is None else y - self.bias[...] + jax.lax.stop_gradient(self.bias[...])
 
 
-DENSE, QUICK = declare.Dense.__call__, {"xla_backend_optimization_level": 0}
+DENSE = declare.Dense.__call__
 CODE = {
     "keys and values of the text detached": (detached(block, "KV"), ["layers/und/attn/v", "embed_tokens"]),
     "biases without gradient": ((declare.Dense, "__call__", without_bias), ["io/vision_in/bias", "io/sound_out/bias"]),
@@ -190,7 +192,7 @@ CODE = {
 def mutant(patch, check):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(*patch)
-        # nothing traced before will do; a program that runs once need not be a fast one
+        # nothing traced before will do
         return check(jax.jit(lambda *a: gradients.gradient(*a), static_argnums=1, compiler_options=QUICK))
 
 
