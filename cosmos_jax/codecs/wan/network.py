@@ -8,14 +8,12 @@ time, whose size does not depend on the length of the clip.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 
 from cosmos_jax.codecs.wan import layers as L
+from cosmos_jax.codecs.wan.tiling import Stage, tiled
 from cosmos_jax.precision import Precision
-
-Stage = Callable[..., tuple[jax.Array, dict | jax.Array]]  # (x, its part of the cache, precision) → the same, moved on
 
 
 def _of(cache: dict | None, name: str):
@@ -92,11 +90,41 @@ def _between(p: dict, body: dict[str, Stage]) -> dict[str, Stage]:
     return {"conv_in": first} | body | {"conv_out": functools.partial(head, p)}
 
 
-def encoder(p: dict, x: jax.Array, cache: dict | None, precision: Precision) -> tuple[jax.Array, dict]:
-    """Patches [B,T,H/2,W/2,12] → moments [B,t,H/16,W/16,2·z]."""
-    return _chain(encoder_stages(p), x, cache, precision)
+def reach(p: dict) -> dict[str, int | None]:
+    """How many pixels of its input each stage of an encoder or decoder looks sideways; None: over the whole frame.
+
+    A 3×3 convolution looks one pixel, a residual block two, a change of resolution one more.
+    """
+    side = {"down": "downsample", "up": "upsample"}
+    stages = {f"{way}_{i}": 2 * len(s["resnets"]) + (side[way] in s) for way in side if way in p for i, s in p[way].items()}
+    return {"conv_in": 1, "mid": None, "conv_out": 1} | stages
 
 
-def decoder(p: dict, x: jax.Array, cache: dict | None, precision: Precision) -> tuple[jax.Array, dict]:
-    """Latents [B,t,h,w,z] → patches [B,T,8h,8w,12]."""
-    return _chain(decoder_stages(p), x, cache, precision)
+def in_windows(p: dict, stages: dict[str, Stage], tile: int) -> dict[str, Stage]:
+    """`stages`, each in windows of `tile` pixels per side; the middle whole.
+
+    The first two and the last two go together: between them lies the largest array of the encoder and of the decoder.
+    """
+    names, far = list(stages), reach(p)
+    out: dict[str, Stage] = {}
+    for group in (names[:2], *([name] for name in names[2:-2]), names[-2:]):
+        stage = functools.partial(_chain, {name: stages[name] for name in group})
+        steps = [far[name] for name in group]
+        out["+".join(group)] = stage if None in steps else tiled(stage, sum(steps), tile)
+    return out
+
+
+def encoder(
+    p: dict, x: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
+) -> tuple[jax.Array, dict]:
+    """Patches [B,T,H/2,W/2,12] → moments [B,t,H/16,W/16,2·z]. `tile`: see `in_windows`; None: whole frames."""
+    stages = encoder_stages(p)
+    return _chain(stages if tile is None else in_windows(p, stages, tile), x, cache, precision)
+
+
+def decoder(
+    p: dict, x: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
+) -> tuple[jax.Array, dict]:
+    """Latents [B,t,h,w,z] → patches [B,T,8h,8w,12]. `tile`: see `in_windows`; None: whole frames."""
+    stages = decoder_stages(p)
+    return _chain(stages if tile is None else in_windows(p, stages, tile), x, cache, precision)

@@ -56,23 +56,23 @@ def denormalise(z: jax.Array, cfg: WanConfig, dtype) -> jax.Array:
 
 
 def encode_step(
-    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision
+    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
 ) -> tuple[jax.Array, dict]:
     """All frames given, at once. `video`: 1+4k frames without a cache, 4k frames with that of the step before."""
     if video.dtype == jnp.uint8:
         video = video.astype(jnp.float32) / 127.5 - 1
     x = L.patchify(video.astype(precision.dtype), cfg.patch_size)
-    moments, cache = encoder(params["encoder"], x, cache, precision)
+    moments, cache = encoder(params["encoder"], x, cache, precision, tile)
     mean = L.conv(params["quant"], moments, precision)[..., : cfg.z_dim]  # the rest: log-variance, never sampled
     return normalise(mean, cfg, precision.dtype), cache
 
 
 def decode_step(
-    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision
+    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
 ) -> tuple[jax.Array, dict]:
     """All latents given, at once: n of them → 1+4(n−1) frames without a cache, 4n with that of the step before."""
     x = L.conv(params["post_quant"], denormalise(latents, cfg, precision.dtype), precision)
-    patches, cache = decoder(params["decoder"], x, cache, precision)
+    patches, cache = decoder(params["decoder"], x, cache, precision, tile)
     return L.unpatchify(patches, cfg.patch_size).astype(jnp.float32).clip(-1, 1), cache
 
 
@@ -90,7 +90,12 @@ def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> 
 
 
 def encode_chunk(
-    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None = None, precision: Precision = FLOAT32
+    params: dict,
+    cfg: WanConfig,
+    video: jax.Array,
+    cache: dict | None = None,
+    precision: Precision = FLOAT32,
+    tile: int | None = None,
 ) -> tuple[jax.Array, dict]:
     """One piece of a clip → its latents, float32 [B,c,h,w,z], and the cache for the next piece.
 
@@ -98,13 +103,18 @@ def encode_chunk(
     """
 
     def step(cache, frames):
-        return encode_step(params, cfg, frames, cache, precision)[::-1]
+        return encode_step(params, cfg, frames, cache, precision, tile)[::-1]
 
     return _one_by_one(step, video, cfg.temporal, cache)
 
 
 def decode_chunk(
-    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None = None, precision: Precision = FLOAT32
+    params: dict,
+    cfg: WanConfig,
+    latents: jax.Array,
+    cache: dict | None = None,
+    precision: Precision = FLOAT32,
+    tile: int | None = None,
 ) -> tuple[jax.Array, dict]:
     """One piece [B,c,h,w,z] → float32 frames in −1 … 1, and the cache for the next piece.
 
@@ -112,60 +122,86 @@ def decode_chunk(
     """
 
     def step(cache, latent):
-        return decode_step(params, cfg, latent, cache, precision)[::-1]
+        return decode_step(params, cfg, latent, cache, precision, tile)[::-1]
 
     return _one_by_one(step, latents, 1, cache)
 
 
 # The cache (3.3 GB for decoding 720p in bfloat16) is given up to its successor instead of being held twice.
-_HOW: dict = dict(static_argnames=("cfg", "precision"), donate_argnames=("cache",))
+_HOW: dict = dict(static_argnames=("cfg", "precision", "tile"), donate_argnames=("cache",))
 _encode_piece = jax.jit(encode_chunk, **_HOW)
 _decode_piece = jax.jit(decode_chunk, **_HOW)
 
 
 def encode_pieces(
-    params: dict, cfg: WanConfig, video, precision: Precision = FLOAT32, chunk: int | None = None
+    params: dict,
+    cfg: WanConfig,
+    video,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
 ) -> Iterator[jax.Array]:
     """Latents, `chunk` latent frames per call of the device (None: one call). `video` may stay on the host."""
     check_video(cfg, video)
+    check_tile(tile)
     k, cache = cfg.temporal, None
     for start, stop in _pieces(1 + (video.shape[1] - 1) // k, chunk):
         piece = video[:, max(1 + k * (start - 1), 0) : 1 + k * (stop - 1)]
-        latents, cache = _encode_piece(params, cfg, piece, cache, precision)
+        latents, cache = _encode_piece(params, cfg, piece, cache, precision, tile)
         yield latents
 
 
 def decode_pieces(
-    params: dict, cfg: WanConfig, latents, precision: Precision = FLOAT32, chunk: int | None = None
+    params: dict,
+    cfg: WanConfig,
+    latents,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
 ) -> Iterator[jax.Array]:
     """Frames, `chunk` latent frames per call of the device (None: one call). `latents` may stay on the host."""
     check_latents(cfg, latents)
+    check_tile(tile)
     cache = None
     for start, stop in _pieces(latents.shape[1], chunk):
-        video, cache = _decode_piece(params, cfg, latents[:, start:stop], cache, precision)
+        video, cache = _decode_piece(params, cfg, latents[:, start:stop], cache, precision, tile)
         yield video
 
 
-def encode(params: dict, cfg: WanConfig, video, precision: Precision = FLOAT32, chunk: int | None = None) -> jax.Array:
+def encode(
+    params: dict,
+    cfg: WanConfig,
+    video,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
+) -> jax.Array:
     """Video [B,1+4k,H,W,3], float in −1 … 1 or uint8 → normalised latents, float32 [B,1+k,H/16,W/16,z].
 
     Deterministic: the posterior's mean, never a sample. `chunk`: latent frames per call of the device (None: one call
     for the clip); it bounds how much of the video is on the device and changes no bit. Each distinct length of a piece
-    is compiled once. `precision`: float32 unless given; the published models were trained on bfloat16 latents.
-    ValueError for a wrong shape, dtype or range.
+    is compiled once. `tile`: every stage works on windows of so many of its own pixels per side, plus what it sees around
+    them (tiling.py); None: on whole frames. It saves memory, costs the time of the overlaps, and is exact up to round-off.
+    `precision`: float32 unless given; the published models were trained on bfloat16 latents. ValueError for a wrong
+    shape, dtype, range or argument.
     """
-    return jnp.concatenate(list(encode_pieces(params, cfg, video, precision, chunk)), 1)
+    return jnp.concatenate(list(encode_pieces(params, cfg, video, precision, chunk, tile)), 1)
 
 
 def decode(
-    params: dict, cfg: WanConfig, latents, precision: Precision = FLOAT32, chunk: int | None = None
+    params: dict,
+    cfg: WanConfig,
+    latents,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
 ) -> jax.Array:
     """Normalised latents [B,1+k,h,w,z] → video, float32 [B,1+4k,16h,16w,3] clipped to −1 … 1.
 
-    `precision`, `chunk` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value that is
-    not finite.
+    `precision`, `chunk`, `tile` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value
+    that is not finite.
     """
-    return jnp.concatenate(list(decode_pieces(params, cfg, latents, precision, chunk)), 1)
+    return jnp.concatenate(list(decode_pieces(params, cfg, latents, precision, chunk, tile)), 1)
 
 
 def _pieces(latents: int, chunk: int | None) -> list[tuple[int, int]]:
@@ -173,6 +209,12 @@ def _pieces(latents: int, chunk: int | None) -> list[tuple[int, int]]:
         raise ValueError(f"chunk={chunk} latent frames at a time is not possible; give at least 1, or None for all.")
     step = chunk or latents
     return [(i, min(i + step, latents)) for i in range(0, latents, step)]
+
+
+def check_tile(tile: int | None) -> None:
+    """ValueError with one sentence unless `tile` is None or a positive even number."""
+    if tile is not None and (not isinstance(tile, int) or tile < 2 or tile % 2):
+        raise ValueError(f"tile={tile!r} pixels per window is not possible; give an even number, such as 128, or None.")
 
 
 def check_video(cfg: WanConfig, video) -> None:
