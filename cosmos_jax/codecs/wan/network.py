@@ -8,23 +8,31 @@ time, whose size does not depend on the length of the clip.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from fractions import Fraction
 
 import jax
 
 from cosmos_jax.codecs.wan import layers as L
-from cosmos_jax.codecs.wan.tiling import Stage, tiled
+from cosmos_jax.codecs.wan.tiling import Sight, Window
 from cosmos_jax.precision import Precision
+
+Stage = Callable[..., tuple[jax.Array, dict | jax.Array]]  # (x, its part of the cache, precision) → the same, moved on
 
 
 def _of(cache: dict | None, name: str):
     return None if cache is None else cache[name]
 
 
-def _chain(stages: dict[str, Stage], x: jax.Array, cache: dict | None, precision: Precision):
-    """One stage after another, each with its own part of the cache."""
+def chain(
+    stages: dict[str, Stage], x: jax.Array, cache: dict | None, precision: Precision, window: Window | None = None
+) -> tuple[jax.Array, dict]:
+    """One stage after another, each with its own part of the cache. `window`: what to keep after each; None: all."""
     new = {}
-    for name, stage in stages.items():
+    for k, (name, stage) in enumerate(stages.items()):
         x, new[name] = stage(x, _of(cache, name), precision)
+        if window is not None:
+            x = window.keep(x, k)
     return x, new
 
 
@@ -36,7 +44,7 @@ def _resnets(p: dict) -> dict[str, Stage]:
 def down_stage(p: dict, x: jax.Array, cache: dict | None, precision: Precision) -> tuple[jax.Array, dict]:
     """Residual blocks, then (in all but the last stage) half the space and perhaps half the time; plus `avg_down`."""
     short, space, time = x, 1, 1
-    x, resnets = _chain(_resnets(p["resnets"]), x, _of(cache, "resnets"), precision)
+    x, resnets = chain(_resnets(p["resnets"]), x, _of(cache, "resnets"), precision)
     new: dict = {"resnets": resnets}
     if "downsample" in p:
         x, space = L.space_down(p["downsample"]["space"], x, precision), 2
@@ -49,7 +57,7 @@ def down_stage(p: dict, x: jax.Array, cache: dict | None, precision: Precision) 
 def up_stage(p: dict, x: jax.Array, cache: dict | None, precision: Precision) -> tuple[jax.Array, dict]:
     """Residual blocks, then (in all but the last stage) perhaps twice the time and twice the space; plus `dup_up`."""
     short, time = x, 1
-    x, resnets = _chain(_resnets(p["resnets"]), x, _of(cache, "resnets"), precision)
+    x, resnets = chain(_resnets(p["resnets"]), x, _of(cache, "resnets"), precision)
     new: dict = {"resnets": resnets}
     if "upsample" not in p:
         return x, new
@@ -74,13 +82,13 @@ def head(p: dict, x: jax.Array, cache: jax.Array | None, precision: Precision) -
 
 
 def encoder_stages(p: dict) -> dict[str, Stage]:
-    """The encoder in the order in which `encoder` runs it."""
+    """The encoder in the order in which it runs."""
     down = {f"down_{i}": functools.partial(down_stage, p["down"][i]) for i in p["down"]}
     return _between(p, down | {"mid": functools.partial(middle, p["mid"])})
 
 
 def decoder_stages(p: dict) -> dict[str, Stage]:
-    """The decoder in the order in which `decoder` runs it."""
+    """The decoder in the order in which it runs."""
     up = {f"up_{i}": functools.partial(up_stage, p["up"][i]) for i in p["up"]}
     return _between(p, {"mid": functools.partial(middle, p["mid"])} | up)
 
@@ -90,41 +98,34 @@ def _between(p: dict, body: dict[str, Stage]) -> dict[str, Stage]:
     return {"conv_in": first} | body | {"conv_out": functools.partial(head, p)}
 
 
-def reach(p: dict) -> dict[str, int | None]:
-    """How many pixels of its input each stage of an encoder or decoder looks sideways; None: over the whole frame.
+def encoder_halves(p: dict) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """Patches [B,T,H/2,W/2,12] → local half → features [B,t,H/16,W/16,C] → global half → moments [B,t,H/16,W/16,2·z].
 
-    A 3×3 convolution looks one pixel, a residual block two, a change of resolution one more.
+    Local: convolutions only. Global: with the middle, whose attention sees the whole frame.
     """
-    side = {"down": "downsample", "up": "upsample"}
-    stages = {f"{way}_{i}": 2 * len(s["resnets"]) + (side[way] in s) for way in side if way in p for i, s in p[way].items()}
-    return {"conv_in": 1, "mid": None, "conv_out": 1} | stages
+    return _cut(encoder_stages(p), "down")
 
 
-def in_windows(p: dict, stages: dict[str, Stage], tile: int) -> dict[str, Stage]:
-    """`stages`, each in windows of `tile` pixels per side; the middle whole.
-
-    The first two and the last two go together: between them lies the largest array of the encoder and of the decoder.
-    """
-    names, far = list(stages), reach(p)
-    out: dict[str, Stage] = {}
-    for group in (names[:2], *([name] for name in names[2:-2]), names[-2:]):
-        stage = functools.partial(_chain, {name: stages[name] for name in group})
-        steps = [far[name] for name in group]
-        out["+".join(group)] = stage if None in steps else tiled(stage, sum(steps), tile)
-    return out
+def decoder_halves(p: dict) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """Latents [B,t,h,w,z] → global half → features [B,t,h,w,C] → local half → patches [B,T,8h,8w,12]."""
+    return _cut(decoder_stages(p), "up")[::-1]
 
 
-def encoder(
-    p: dict, x: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
-) -> tuple[jax.Array, dict]:
-    """Patches [B,T,H/2,W/2,12] → moments [B,t,H/16,W/16,2·z]. `tile`: see `in_windows`; None: whole frames."""
-    stages = encoder_stages(p)
-    return _chain(stages if tile is None else in_windows(p, stages, tile), x, cache, precision)
+def _cut(stages: dict[str, Stage], way: str) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The stages on the side of `mid` where the frame is large, and the others."""
+    names = list(stages)
+    mid = names.index("mid")
+    large = names[:mid] if way == "down" else names[mid + 1 :]
+    return {n: stages[n] for n in large}, {n: stages[n] for n in names if n not in large}
 
 
-def decoder(
-    p: dict, x: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
-) -> tuple[jax.Array, dict]:
-    """Latents [B,t,h,w,z] → patches [B,T,8h,8w,12]. `tile`: see `in_windows`; None: whole frames."""
-    stages = decoder_stages(p)
-    return _chain(stages if tile is None else in_windows(p, stages, tile), x, cache, precision)
+def encoder_sights(p: dict) -> list[Sight]:
+    """How far each stage of the encoder's local half sees: a residual block two pixels, 3×3 with stride 2 one."""
+    down = [(2 * len(s["resnets"]), "downsample" in s) for s in (p["down"][i] for i in p["down"])]
+    return [Sight(1)] + [Sight(n + 1, 0, Fraction(1, 2)) if half else Sight(n) for n, half in down]
+
+
+def decoder_sights(p: dict) -> list[Sight]:
+    """How far each stage of the decoder's local half sees: a residual block two pixels, the 3×3 after doubling one."""
+    up = [(2 * len(s["resnets"]), "upsample" in s) for s in (p["up"][i] for i in p["up"])]
+    return [Sight(n, 1, Fraction(2)) if double else Sight(n) for n, double in up] + [Sight(1)]

@@ -1,95 +1,99 @@
-"""A stage of the VAE one window of the frame at a time: less memory, the same numbers.
+"""Where to cut the frame, so that it can be encoded or decoded tile by tile with the same result.
 
-In: a stage, how many pixels of its input it looks sideways (its reach), the pixels per side to make at a time. Out: a
-stage with the same meaning. Nothing is blended. Every window is a tile of the frame with a halo of the reach around it, so
-the tile itself comes out as if the whole frame had been given; the halo is thrown away. A window never sticks out of the
-frame: at a border it is moved inwards, and the zero padding it meets there is the real one. So all windows have one
-shape and one compiled loop serves them.
+In: the frame's sides in latents, the largest tile, and how far each stage sees. Out: for every tile the part of the input
+it depends on, what to keep of it after each stage, and where the result belongs.
 
-This is exact because each stage starts again from a whole frame. The halos do not add up from stage to stage, and the
-attention of the middle, which sees the whole frame, is not tiled at all.
+Nothing is blended: a tile is computed from a window, the tile and a halo as wide as all that it can see, and comes out as
+if from the whole frame. What a stage makes near an inner edge of its window is wrong, because the edge was padded with
+zeros; it lies in the halo and is cut off. A window never sticks out of the frame: it is moved inwards and meets the
+frame's own zero padding. So all windows have one shape, and one compiled program serves every tile.
+
+This holds for convolutions only. Attention sees the whole frame; the stage that has it is never cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# (x, its part of the cache, precision) → the same, moved on
-Stage = Callable[..., tuple[jax.Array, dict | jax.Array]]
+
+class Sight(NamedTuple):
+    """How far sideways one output pixel of a stage looks."""
+
+    before: int  # pixels of its input
+    after: int = 0  # and, first, pixels of its output: a convolution after the stage has made the frame larger
+    scale: Fraction = Fraction(1)  # pixels of its output per pixel of its input, per side
 
 
-class Cuts(NamedTuple):
-    """How one side of the frame is cut, in pixels."""
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["corners"], meta_fields=["sizes"])
+@dataclass(frozen=True)
+class Window:
+    """What to keep after each stage."""
 
-    tile: int  # what a window contributes
-    window: int  # what it is computed from
-    tiles: list[int]  # where each tile starts
-    windows: list[int]  # where its window starts
+    corners: np.ndarray  # [stages,2] row, column; data, so that all tiles share a program
+    sizes: tuple[tuple[int, int], ...]  # height, width; static
 
-
-def cut(size: int, tile: int, reach: int) -> Cuts:
-    """One side of `size` pixels. Lengths are even, as halving needs, unless one window holds the whole side."""
-    halo = reach + reach % 2
-    n = -(-size // tile)
-    tile = -(-size // (2 * n)) * 2  # as few tiles as asked for, of nearly equal size
-    window = tile + 2 * halo
-    if n == 1 or window >= size:
-        return Cuts(size, size, [0], [0])
-    tiles = [min(i * tile, size - tile) for i in range(n)]
-    return Cuts(tile, window, tiles, [min(max(a - halo, 0), size - window) for a in tiles])
+    def keep(self, x: jax.Array, stage: int) -> jax.Array:
+        """[B,T,H,W,C], which left `stage` → its part that the rest depends on."""
+        row, col = self.corners[stage, 0], self.corners[stage, 1]
+        return lax.dynamic_slice(x, (0, 0, row, col, 0), (*x.shape[:2], *self.sizes[stage], x.shape[4]))
 
 
-def tiled(stage: Stage, reach: int, tile: int) -> Stage:
-    """`stage` in windows of `tile` pixels of its input per side and the halo.
-
-    Its cache gets a leading axis, the windows: each keeps its own, halo included, and replaces it in place. A frame that
-    fits in one window goes through the stage as it is.
-    """
-
-    def run(x: jax.Array, cache, precision):
-        rows, cols = (cut(size, tile, reach) for size in x.shape[2:4])
-        tiles, windows = (
-            np.stack(np.meshgrid(r, c, indexing="ij"), -1).reshape(-1, 2)
-            for r, c in ((rows.tiles, cols.tiles), (rows.windows, cols.windows))
-        )
-        if len(tiles) == 1:
-            return stage(x, cache, precision)
-
-        def window(i, past):
-            corner = jnp.asarray(windows)[i]
-            part = _cut_out(x, corner, (rows.window, cols.window))
-            return stage(part, past, precision)
-
-        y, new = jax.eval_shape(lambda: window(0, cache and jax.tree.map(lambda c: c[0], cache)))
-
-        def scale(pixels):  # of the stage's input → of its output, twice or half as fine
-            return pixels * y.shape[2] // rows.window
-
-        def body(i, carry):
-            out, caches = carry
-            y, new = window(i, cache and jax.tree.map(lambda c: c[i], caches))
-            corner = jnp.asarray(tiles)[i]
-            inner = _cut_out(y, scale(corner - jnp.asarray(windows)[i]), (scale(rows.tile), scale(cols.tile)))
-            out = lax.dynamic_update_slice(out, inner, _at(scale(corner)))
-            return out, jax.tree.map(lambda c, n: lax.dynamic_update_index_in_dim(c, n, i, 0), caches, new)
-
-        out = jnp.zeros((*y.shape[:2], scale(x.shape[2]), scale(x.shape[3]), y.shape[4]), y.dtype)
-        empty = cache or jax.tree.map(lambda c: jnp.zeros((len(tiles), *c.shape), c.dtype), new)
-        return lax.fori_loop(0, len(tiles), body, (out, empty))
-
-    return run
+class Tile(NamedTuple):
+    source: tuple[slice, slice]  # rows and columns of the input to give to the first stage
+    window: Window
+    target: tuple[slice, slice]  # rows and columns of the output this is
 
 
-def _at(corner: jax.Array) -> tuple:
-    return (0, 0, corner[0], corner[1], 0)
+class Strip(NamedTuple):
+    """One tile seen along one side."""
+
+    starts: list[int]  # of the window in the input of each stage, and of the tile in the output
+    sizes: list[int]
+    corners: list[int]  # of what is kept, in the output of each stage
 
 
-def _cut_out(x: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """[B,T,H,W,C] → [B,T,*size,C]."""
-    return lax.dynamic_slice(x, _at(corner), (*x.shape[:2], *size, x.shape[4]))
+def strips(latents: int, tile: int, sights: list[Sight]) -> list[Strip]:
+    """Cut a side of `latents` into as few tiles of at most `tile` as possible, of one size (the last may overlap)."""
+    scales = [Fraction(1)]  # pixels per latent in the input of each stage, and in the output
+    for sight in sights:
+        scales.append(scales[-1] * sight.scale)
+    scales = [s / min(scales) for s in scales]
+    halos = [0]
+    for sight in reversed(sights):
+        halo = math.ceil((halos[0] + sight.after) / sight.scale) + sight.before
+        halos.insert(0, halo + halo % 2 if sight.scale < 1 else halo)  # pixels are halved in pairs: never part them
+    n = math.ceil(latents / tile)
+    tile = math.ceil(latents / n)
+    sides = [int(latents * s) for s in scales]
+    sizes = [min(side, int(tile * s) + 2 * h) for side, s, h in zip(sides, scales, halos, strict=True)]
+    out = []
+    for first in (min(i * tile, latents - tile) for i in range(n)):
+        starts = [
+            min(max(int(first * s) - h, 0), side - size)
+            for side, s, h, size in zip(sides, scales, halos, sizes, strict=True)
+        ]
+        corners = [b - int(a * s.scale) for (a, b), s in zip(pairwise(starts), sights, strict=True)]
+        out.append(Strip(starts, sizes, corners))
+    return out
+
+
+def tiles(height: int, width: int, tile: int, sights: list[Sight]) -> Iterator[Tile]:
+    """All tiles of a frame of height×width latents, for stages that see as `sights` says."""
+    for row in strips(height, tile, sights):
+        for col in strips(width, tile, sights):
+            source, target = (
+                (slice(row.starts[k], row.starts[k] + row.sizes[k]), slice(col.starts[k], col.starts[k] + col.sizes[k]))
+                for k in (0, -1)
+            )
+            corners = np.stack([row.corners, col.corners], -1).astype(np.int32)
+            yield Tile(source, Window(corners, tuple(zip(row.sizes[1:], col.sizes[1:], strict=True))), target)

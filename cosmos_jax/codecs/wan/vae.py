@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cosmos_jax.codecs.wan import layers as L
+from cosmos_jax.codecs.wan import network
 from cosmos_jax.codecs.wan.config import WanConfig
-from cosmos_jax.codecs.wan.network import decoder, encoder
+from cosmos_jax.codecs.wan.tiling import Window, tiles
 from cosmos_jax.precision import Precision
 
 FLOAT32 = Precision("float32")
@@ -55,25 +56,58 @@ def denormalise(z: jax.Array, cfg: WanConfig, dtype) -> jax.Array:
     return _round(_round(_round(z.astype(jnp.float32), dtype) / inverse, dtype) + mean, dtype).astype(dtype)
 
 
-def encode_step(
-    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
+def encode_local(
+    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision, window: Window | None = None
 ) -> tuple[jax.Array, dict]:
-    """All frames given, at once. `video`: 1+4k frames without a cache, 4k frames with that of the step before."""
+    """Video → features at the size of the latents, as far as convolutions go; of a whole frame, or of one `window`."""
     if video.dtype == jnp.uint8:
         video = video.astype(jnp.float32) / 127.5 - 1
     x = L.patchify(video.astype(precision.dtype), cfg.patch_size)
-    moments, cache = encoder(params["encoder"], x, cache, precision, tile)
+    return network.chain(network.encoder_halves(params["encoder"])[0], x, cache, precision, window)
+
+
+def encode_global(
+    params: dict, cfg: WanConfig, features: jax.Array, cache: dict | None, precision: Precision
+) -> tuple[jax.Array, dict]:
+    """The features of whole frames → latents."""
+    moments, cache = network.chain(network.encoder_halves(params["encoder"])[1], features, cache, precision)
     mean = L.conv(params["quant"], moments, precision)[..., : cfg.z_dim]  # the rest: log-variance, never sampled
     return normalise(mean, cfg, precision.dtype), cache
 
 
+def encode_step(
+    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision
+) -> tuple[jax.Array, dict]:
+    """All frames given, at once. `video`: 1+4k frames without a cache, 4k frames with that of the step before."""
+    features, first = encode_local(params, cfg, video, cache, precision)
+    latents, second = encode_global(params, cfg, features, cache, precision)
+    return latents, first | second
+
+
+def decode_global(
+    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision
+) -> tuple[jax.Array, dict]:
+    """The latents of whole frames → features of the same size, after the last attention."""
+    x = L.conv(params["post_quant"], denormalise(latents, cfg, precision.dtype), precision)
+    return network.chain(network.decoder_halves(params["decoder"])[0], x, cache, precision)
+
+
+def decode_local(
+    params: dict, cfg: WanConfig, features: jax.Array, cache: dict | None, precision: Precision, window: Window | None = None
+) -> tuple[jax.Array, dict]:
+    """Features → frames; of a whole frame, or of one `window`."""
+    stages = network.decoder_halves(params["decoder"])[1]
+    patches, cache = network.chain(stages, features, cache, precision, window)
+    return L.unpatchify(patches, cfg.patch_size).astype(jnp.float32).clip(-1, 1), cache
+
+
 def decode_step(
-    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision, tile: int | None = None
+    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision
 ) -> tuple[jax.Array, dict]:
     """All latents given, at once: n of them → 1+4(n−1) frames without a cache, 4n with that of the step before."""
-    x = L.conv(params["post_quant"], denormalise(latents, cfg, precision.dtype), precision)
-    patches, cache = decoder(params["decoder"], x, cache, precision, tile)
-    return L.unpatchify(patches, cfg.patch_size).astype(jnp.float32).clip(-1, 1), cache
+    features, first = decode_global(params, cfg, latents, cache, precision)
+    video, second = decode_local(params, cfg, features, cache, precision)
+    return video, first | second
 
 
 def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> tuple[jax.Array, dict]:
@@ -89,48 +123,23 @@ def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> 
     return jnp.concatenate(out, 1), cache
 
 
-def encode_chunk(
-    params: dict,
-    cfg: WanConfig,
-    video: jax.Array,
-    cache: dict | None = None,
-    precision: Precision = FLOAT32,
-    tile: int | None = None,
+def run_piece(
+    step: Callable, params: dict, cfg: WanConfig, x: jax.Array, cache: dict | None, precision: Precision, *window: Window
 ) -> tuple[jax.Array, dict]:
-    """One piece of a clip → its latents, float32 [B,c,h,w,z], and the cache for the next piece.
+    """One piece of a clip through one of the steps above → what it makes, and the cache for the next piece.
 
-    `video`: 1+4(c−1) frames without a cache, 4c frames with the cache of the piece before. Nothing is checked here.
+    Pieces of video: 1+4(c−1) frames without a cache, 4c frames with the cache of the piece before; of anything else: c
+    latent frames. Nothing is checked here.
     """
 
-    def step(cache, frames):
-        return encode_step(params, cfg, frames, cache, precision, tile)[::-1]
+    def one(cache, frames):
+        return step(params, cfg, frames, cache, precision, *window)[::-1]
 
-    return _one_by_one(step, video, cfg.temporal, cache)
-
-
-def decode_chunk(
-    params: dict,
-    cfg: WanConfig,
-    latents: jax.Array,
-    cache: dict | None = None,
-    precision: Precision = FLOAT32,
-    tile: int | None = None,
-) -> tuple[jax.Array, dict]:
-    """One piece [B,c,h,w,z] → float32 frames in −1 … 1, and the cache for the next piece.
-
-    1+4(c−1) frames without a cache, 4c frames with the cache of the piece before. Nothing is checked here.
-    """
-
-    def step(cache, latent):
-        return decode_step(params, cfg, latent, cache, precision, tile)[::-1]
-
-    return _one_by_one(step, latents, 1, cache)
+    return _one_by_one(one, x, cfg.temporal if step in (encode_step, encode_local) else 1, cache)
 
 
 # The cache (3.3 GB for decoding 720p in bfloat16) is given up to its successor instead of being held twice.
-_HOW: dict = dict(static_argnames=("cfg", "precision", "tile"), donate_argnames=("cache",))
-_encode_piece = jax.jit(encode_chunk, **_HOW)
-_decode_piece = jax.jit(decode_chunk, **_HOW)
+piece = jax.jit(run_piece, static_argnames=("step", "cfg", "precision"), donate_argnames=("cache",))
 
 
 def encode_pieces(
@@ -145,9 +154,26 @@ def encode_pieces(
     check_video(cfg, video)
     check_tile(tile)
     k, cache = cfg.temporal, None
-    for start, stop in _pieces(1 + (video.shape[1] - 1) // k, chunk):
-        piece = video[:, max(1 + k * (start - 1), 0) : 1 + k * (stop - 1)]
-        latents, cache = _encode_piece(params, cfg, piece, cache, precision, tile)
+    spans = _pieces(1 + (video.shape[1] - 1) // k, chunk)
+    frames = [slice(max(1 + k * (start - 1), 0), 1 + k * (stop - 1)) for start, stop in spans]
+    if tile is None:
+        for span in frames:
+            latents, cache = piece(encode_step, params, cfg, video[:, span], cache, precision)
+            yield latents
+        return
+    features = None
+    height, width = (side // cfg.spatial for side in video.shape[2:4])
+    for part in tiles(height, width, tile, network.encoder_sights(params["encoder"])):
+        rows, cols = (_times(s, cfg.patch_size) for s in part.source)
+        cache = None
+        for span, (start, stop) in zip(frames, spans, strict=True):
+            made, cache = piece(encode_local, params, cfg, video[:, span, rows, cols], cache, precision, part.window)
+            if features is None:
+                features = np.empty((len(video), spans[-1][1], height, width, made.shape[-1]), made.dtype)
+            features[:, start:stop, *part.target] = made
+    cache = None
+    for start, stop in spans:
+        latents, cache = piece(encode_global, params, cfg, features[:, start:stop], cache, precision)
         yield latents
 
 
@@ -163,9 +189,29 @@ def decode_pieces(
     check_latents(cfg, latents)
     check_tile(tile)
     cache = None
-    for start, stop in _pieces(latents.shape[1], chunk):
-        video, cache = _decode_piece(params, cfg, latents[:, start:stop], cache, precision, tile)
-        yield video
+    spans = _pieces(latents.shape[1], chunk)
+    if tile is None:
+        for start, stop in spans:
+            video, cache = piece(decode_step, params, cfg, latents[:, start:stop], cache, precision)
+            yield video
+        return
+    features = []
+    for start, stop in spans:
+        made, cache = piece(decode_global, params, cfg, latents[:, start:stop], cache, precision)
+        features.append(np.asarray(made))
+    del cache
+    b, t, h, w, _ = latents.shape
+    k, s = cfg.temporal, cfg.spatial
+    frames = [slice(max(1 + k * (start - 1), 0), 1 + k * (stop - 1)) for start, stop in spans]
+    video = np.empty((b, 1 + k * (t - 1), s * h, s * w, 3), np.float32)
+    for part in tiles(h, w, tile, network.decoder_sights(params["decoder"])):
+        rows, cols = (_times(side, cfg.patch_size) for side in part.target)
+        cache = None
+        for span, x in zip(frames, features, strict=True):
+            made, cache = piece(decode_local, params, cfg, x[:, :, *part.source], cache, precision, part.window)
+            video[:, span, rows, cols] = made
+    for span in frames:
+        yield video[:, span]
 
 
 def encode(
@@ -180,10 +226,8 @@ def encode(
 
     Deterministic: the posterior's mean, never a sample. `chunk`: latent frames per call of the device (None: one call
     for the clip); it bounds how much of the video is on the device and changes no bit. Each distinct length of a piece
-    is compiled once. `tile`: every stage works on windows of so many of its own pixels per side, plus what it sees around
-    them (tiling.py); None: on whole frames. It saves memory, costs the time of the overlaps, and is exact up to round-off.
-    `precision`: float32 unless given; the published models were trained on bfloat16 latents. ValueError for a wrong
-    shape, dtype, range or argument.
+    is compiled once. `precision`: float32 unless given; the published models were trained on bfloat16 latents.
+    ValueError for a wrong shape, dtype or range.
     """
     return jnp.concatenate(list(encode_pieces(params, cfg, video, precision, chunk, tile)), 1)
 
@@ -198,10 +242,14 @@ def decode(
 ) -> jax.Array:
     """Normalised latents [B,1+k,h,w,z] → video, float32 [B,1+4k,16h,16w,3] clipped to −1 … 1.
 
-    `precision`, `chunk`, `tile` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value
-    that is not finite.
+    `precision`, `chunk` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value that is
+    not finite.
     """
     return jnp.concatenate(list(decode_pieces(params, cfg, latents, precision, chunk, tile)), 1)
+
+
+def _times(s: slice, factor: int) -> slice:
+    return slice(s.start * factor, s.stop * factor)
 
 
 def _pieces(latents: int, chunk: int | None) -> list[tuple[int, int]]:
@@ -212,9 +260,9 @@ def _pieces(latents: int, chunk: int | None) -> list[tuple[int, int]]:
 
 
 def check_tile(tile: int | None) -> None:
-    """ValueError with one sentence unless `tile` is None or a positive even number."""
-    if tile is not None and (not isinstance(tile, int) or tile < 2 or tile % 2):
-        raise ValueError(f"tile={tile!r} pixels per window is not possible; give an even number, such as 128, or None.")
+    """ValueError with one sentence unless `tile` is None or a positive integer."""
+    if tile is not None and (not isinstance(tile, int) or tile < 1):
+        raise ValueError(f"tile={tile!r} latents per side is not possible; give at least 1, or None for whole frames.")
 
 
 def check_video(cfg: WanConfig, video) -> None:
