@@ -83,13 +83,13 @@ def head(p: dict, x: jax.Array, cache: jax.Array | None, precision: Precision) -
 
 def encoder_stages(p: dict) -> dict[str, Stage]:
     """The encoder in the order in which it runs."""
-    down = {f"down_{i}": functools.partial(down_stage, p["down"][i]) for i in p["down"]}
+    down: dict[str, Stage] = {f"down_{i}": functools.partial(down_stage, p["down"][i]) for i in p["down"]}
     return _between(p, down | {"mid": functools.partial(middle, p["mid"])})
 
 
 def decoder_stages(p: dict) -> dict[str, Stage]:
     """The decoder in the order in which it runs."""
-    up = {f"up_{i}": functools.partial(up_stage, p["up"][i]) for i in p["up"]}
+    up: dict[str, Stage] = {f"up_{i}": functools.partial(up_stage, p["up"][i]) for i in p["up"]}
     return _between(p, {"mid": functools.partial(middle, p["mid"])} | up)
 
 

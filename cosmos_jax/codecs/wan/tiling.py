@@ -1,12 +1,12 @@
 """Where to cut the frame, so that it can be encoded or decoded tile by tile with the same result.
 
-In: the frame's sides in latents, the largest tile, and how far each stage sees. Out: for every tile the part of the input
-it depends on, what to keep of it after each stage, and where the result belongs.
+In: the frame's sides in latents, the largest tile, and how far each stage sees. Out: for every tile the part of the
+input it depends on, what to keep of it after each stage, and where the result belongs.
 
-Nothing is blended: a tile is computed from a window, the tile and a halo as wide as all that it can see, and comes out as
-if from the whole frame. What a stage makes near an inner edge of its window is wrong, because the edge was padded with
-zeros; it lies in the halo and is cut off. A window never sticks out of the frame: it is moved inwards and meets the
-frame's own zero padding. So all windows have one shape, and one compiled program serves every tile.
+Nothing is blended: a tile is computed from a window, the tile and a halo as wide as all that it can see, and comes out
+as if from the whole frame. What a stage makes near an inner edge of its window is wrong, because the edge was padded
+with zeros; it lies in the halo and is cut off. A window never sticks out of the frame: it is moved inwards and meets
+the frame's own zero padding. So all windows have one shape, and one compiled program serves every tile.
 
 This holds for convolutions only. Attention sees the whole frame; the stage that has it is never cut.
 """
@@ -70,8 +70,9 @@ def strips(latents: int, tile: int, sights: list[Sight]) -> list[Strip]:
     scales = [s / min(scales) for s in scales]
     halos = [0]
     for sight in reversed(sights):
-        halo = math.ceil((halos[0] + sight.after) / sight.scale) + sight.before
-        halos.insert(0, halo + halo % 2 if sight.scale < 1 else halo)  # pixels are halved in pairs: never part them
+        halos.insert(0, math.ceil((halos[0] + sight.after) / sight.scale) + sight.before)
+    for k, sight in enumerate(sights):
+        halos[k] += halos[k] % 2 if sight.scale < 1 else 0  # pixels are halved in pairs: never part them
     n = math.ceil(latents / tile)
     tile = math.ceil(latents / n)
     sides = [int(latents * s) for s in scales]

@@ -13,7 +13,7 @@ programs also needs its autotuner to choose alike.) Spec: model.md §9.2, refere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,12 @@ def denormalise(z: jax.Array, cfg: WanConfig, dtype) -> jax.Array:
 
 
 def encode_local(
-    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision, window: Window | None = None
+    params: dict,
+    cfg: WanConfig,
+    video: jax.Array,
+    cache: dict | None,
+    precision: Precision,
+    window: Window | None = None,
 ) -> tuple[jax.Array, dict]:
     """Video → features at the size of the latents, as far as convolutions go; of a whole frame, or of one `window`."""
     if video.dtype == jnp.uint8:
@@ -93,7 +98,12 @@ def decode_global(
 
 
 def decode_local(
-    params: dict, cfg: WanConfig, features: jax.Array, cache: dict | None, precision: Precision, window: Window | None = None
+    params: dict,
+    cfg: WanConfig,
+    features: jax.Array,
+    cache: dict | None,
+    precision: Precision,
+    window: Window | None = None,
 ) -> tuple[jax.Array, dict]:
     """Features → frames; of a whole frame, or of one `window`."""
     stages = network.decoder_halves(params["decoder"])[1]
@@ -124,7 +134,13 @@ def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> 
 
 
 def run_piece(
-    step: Callable, params: dict, cfg: WanConfig, x: jax.Array, cache: dict | None, precision: Precision, *window: Window
+    step: Callable,
+    params: dict,
+    cfg: WanConfig,
+    x: jax.Array,
+    cache: dict | None,
+    precision: Precision,
+    *window: Window,
 ) -> tuple[jax.Array, dict]:
     """One piece of a clip through one of the steps above → what it makes, and the cache for the next piece.
 
@@ -139,7 +155,7 @@ def run_piece(
 
 
 # The cache (3.3 GB for decoding 720p in bfloat16) is given up to its successor instead of being held twice.
-piece = jax.jit(run_piece, static_argnames=("step", "cfg", "precision"), donate_argnames=("cache",))
+compiled_piece = jax.jit(run_piece, static_argnames=("step", "cfg", "precision"), donate_argnames=("cache",))
 
 
 def encode_pieces(
@@ -150,31 +166,32 @@ def encode_pieces(
     chunk: int | None = None,
     tile: int | None = None,
 ) -> Iterator[jax.Array]:
-    """Latents, `chunk` latent frames per call of the device (None: one call). `video` may stay on the host."""
+    """Latents, `chunk` latent frames per call of the device (None: one call). `video` may stay on the host.
+
+    With `tile`, the first piece appears when every tile has been through half of the encoder.
+    """
     check_video(cfg, video)
     check_tile(tile)
-    k, cache = cfg.temporal, None
-    spans = _pieces(1 + (video.shape[1] - 1) // k, chunk)
-    frames = [slice(max(1 + k * (start - 1), 0), 1 + k * (stop - 1)) for start, stop in spans]
+    spans = _pieces(1 + (video.shape[1] - 1) // cfg.temporal, chunk)
     if tile is None:
-        for span in frames:
-            latents, cache = piece(encode_step, params, cfg, video[:, span], cache, precision)
-            yield latents
-        return
-    features = None
-    height, width = (side // cfg.spatial for side in video.shape[2:4])
-    for part in tiles(height, width, tile, network.encoder_sights(params["encoder"])):
-        rows, cols = (_times(s, cfg.patch_size) for s in part.source)
+        yield from _run(encode_step, params, cfg, (video[:, f] for f in _frames(cfg, spans)), precision)
+    else:
+        yield from _run(encode_global, params, cfg, _features(params, cfg, video, precision, spans, tile), precision)
+
+
+def _features(params: dict, cfg: WanConfig, video, precision: Precision, spans: list, tile: int) -> list[np.ndarray]:
+    """The first half of the encoder, tile after tile: each a clip of its own, with a cache of its own."""
+    b, _, height, width, _ = video.shape
+    h, w, channels = height // cfg.spatial, width // cfg.spatial, cfg.encoder_dims[-1]
+    out = [np.empty((b, stop - start, h, w, channels), precision.dtype) for start, stop in spans]
+    for part in tiles(h, w, tile, network.encoder_sights(params["encoder"])):
+        rows, cols = (_times(side, cfg.patch_size) for side in part.source)
         cache = None
-        for span, (start, stop) in zip(frames, spans, strict=True):
-            made, cache = piece(encode_local, params, cfg, video[:, span, rows, cols], cache, precision, part.window)
-            if features is None:
-                features = np.empty((len(video), spans[-1][1], height, width, made.shape[-1]), made.dtype)
-            features[:, start:stop, *part.target] = made
-    cache = None
-    for start, stop in spans:
-        latents, cache = piece(encode_global, params, cfg, features[:, start:stop], cache, precision)
-        yield latents
+        for made, frames in zip(out, _frames(cfg, spans), strict=True):
+            x = video[:, frames, rows, cols]
+            y, cache = compiled_piece(encode_local, params, cfg, x, cache, precision, part.window)
+            made[:, :, *part.target] = y
+    return out
 
 
 def decode_pieces(
@@ -184,34 +201,43 @@ def decode_pieces(
     precision: Precision = FLOAT32,
     chunk: int | None = None,
     tile: int | None = None,
-) -> Iterator[jax.Array]:
-    """Frames, `chunk` latent frames per call of the device (None: one call). `latents` may stay on the host."""
+) -> Iterator[jax.Array | np.ndarray]:
+    """Frames, `chunk` latent frames per call of the device (None: one call). `latents` may stay on the host.
+
+    With `tile`, tiles are outside and time inside: the frames (numpy) appear when all are done.
+    """
     check_latents(cfg, latents)
     check_tile(tile)
-    cache = None
     spans = _pieces(latents.shape[1], chunk)
+    source = (latents[:, start:stop] for start, stop in spans)
     if tile is None:
-        for start, stop in spans:
-            video, cache = piece(decode_step, params, cfg, latents[:, start:stop], cache, precision)
-            yield video
-        return
-    features = []
-    for start, stop in spans:
-        made, cache = piece(decode_global, params, cfg, latents[:, start:stop], cache, precision)
-        features.append(np.asarray(made))
-    del cache
-    b, t, h, w, _ = latents.shape
-    k, s = cfg.temporal, cfg.spatial
-    frames = [slice(max(1 + k * (start - 1), 0), 1 + k * (stop - 1)) for start, stop in spans]
-    video = np.empty((b, 1 + k * (t - 1), s * h, s * w, 3), np.float32)
+        yield from _run(decode_step, params, cfg, source, precision)
+    else:
+        features = list(map(np.asarray, _run(decode_global, params, cfg, source, precision)))
+        yield from _video(params, cfg, features, precision, spans, tile)
+
+
+def _run(step: Callable, params: dict, cfg: WanConfig, pieces: Iterable, precision: Precision) -> Iterator[jax.Array]:
+    cache = None
+    for x in pieces:
+        y, cache = compiled_piece(step, params, cfg, x, cache, precision)
+        yield y
+
+
+def _video(
+    params: dict, cfg: WanConfig, features: list[np.ndarray], precision: Precision, spans: list, tile: int
+) -> list[np.ndarray]:
+    """The second half of the decoder, tile after tile: each a clip of its own, with a cache of its own."""
+    b, _, h, w, _ = features[0].shape
+    s = cfg.spatial
+    out = [np.empty((b, f.stop - f.start, s * h, s * w, 3), np.float32) for f in _frames(cfg, spans)]
     for part in tiles(h, w, tile, network.decoder_sights(params["decoder"])):
         rows, cols = (_times(side, cfg.patch_size) for side in part.target)
         cache = None
-        for span, x in zip(frames, features, strict=True):
-            made, cache = piece(decode_local, params, cfg, x[:, :, *part.source], cache, precision, part.window)
-            video[:, span, rows, cols] = made
-    for span in frames:
-        yield video[:, span]
+        for made, x in zip(out, features, strict=True):
+            y, cache = compiled_piece(decode_local, params, cfg, x[:, :, *part.source], cache, precision, part.window)
+            made[:, :, rows, cols] = y
+    return out
 
 
 def encode(
@@ -227,7 +253,9 @@ def encode(
     Deterministic: the posterior's mean, never a sample. `chunk`: latent frames per call of the device (None: one call
     for the clip); it bounds how much of the video is on the device and changes no bit. Each distinct length of a piece
     is compiled once. `precision`: float32 unless given; the published models were trained on bfloat16 latents.
-    ValueError for a wrong shape, dtype or range.
+    `tile`: latents per side that the convolutions work on at a time, for a device with little memory; what is between
+    them and the attention then waits on the host. Equal to whole frames (None) up to round-off, and slower, because
+    tiles overlap (tiling.py). Not under `jit`. ValueError for a wrong shape, dtype, range or argument.
     """
     return jnp.concatenate(list(encode_pieces(params, cfg, video, precision, chunk, tile)), 1)
 
@@ -242,10 +270,16 @@ def decode(
 ) -> jax.Array:
     """Normalised latents [B,1+k,h,w,z] → video, float32 [B,1+4k,16h,16w,3] clipped to −1 … 1.
 
-    `precision`, `chunk` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value that is
-    not finite.
+    `precision`, `chunk`, `tile` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value
+    that is not finite.
     """
     return jnp.concatenate(list(decode_pieces(params, cfg, latents, precision, chunk, tile)), 1)
+
+
+def _frames(cfg: WanConfig, spans: list) -> list[slice]:
+    """The frames of each span of latents."""
+    k = cfg.temporal
+    return [slice(max(1 + k * (start - 1), 0), 1 + k * (stop - 1)) for start, stop in spans]
 
 
 def _times(s: slice, factor: int) -> slice:
