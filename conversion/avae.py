@@ -1,9 +1,15 @@
 """The sound tokeniser: names and shapes of diffusers' `Cosmos3AVAEAudioTokenizer`, and where each tensor lives here.
 
-In: an `AVAEConfig`. Out: one `Entry` per tensor (all float32 in the released checkpoint).
+In: an `AVAEConfig`. Out: one `Entry` per tensor (all float32 in the released checkpoint), for the two layouts that
+exist: `entries` (diffusers) and `entries_original` (cosmos-framework's own file; spec training.md §3.4).
 """
 
 from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
 
 from conversion.names import Entry
 from cosmos_jax.codecs.avae_config import CHANNELS, AVAEConfig
@@ -15,6 +21,39 @@ Path = tuple[str, ...]
 def entries(cfg: AVAEConfig) -> list[Entry]:
     """The map, in the order of the PyTorch state dict; every tensor once, every parameter once."""
     return (_encoder(cfg) if cfg.encoder_enabled else []) + _decoder(cfg)
+
+
+FIRST = "decoder.layers.0.weight_v"  # a name that the original file has, after whatever wraps it
+
+
+def original_prefix(names: Iterable[str]) -> str | None:
+    """What stands before every name in a file of the framework (`state_dict.`, `generator.`); None: not such a file."""
+    return next((name.removesuffix(FIRST) for name in names if name.endswith(FIRST)), None)
+
+
+def entries_original(cfg: AVAEConfig, prefix: str = "") -> list[Entry]:
+    """The layout that cosmos-framework trains: a flat list of decoder layers, and alpha and beta [C]."""
+    last = len(cfg.dec_strides) + 1
+    rules: list[tuple[str, Any]] = [
+        (r"^decoder\.conv1\b", "decoder.layers.0"),
+        (r"^decoder\.snake1\b", f"decoder.layers.{last}"),
+        (r"^decoder\.conv2\b", f"decoder.layers.{last + 1}"),
+        (r"^decoder\.block\.(\d+)", lambda m: f"decoder.layers.{int(m[1]) + 1}"),
+        (r"(decoder\.layers\.\d+)\.snake1\b", r"\1.layers.0"),
+        (r"(decoder\.layers\.\d+)\.conv_t1\b", r"\1.layers.1"),
+        (r"\.res_unit(\d)\.(\w+)", lambda m: f".layers.{int(m[1]) + 1}.layers.{UNIT.index(m[2])}"),
+    ]
+    out = []
+    for e in entries(cfg):
+        name = e.source
+        for pattern, new in rules:
+            name = re.sub(pattern, new, name)
+        flat = dataclasses.replace(e, view=None, shape=None) if e.path[-1] in ("alpha", "beta") else e
+        out.append(dataclasses.replace(flat, source=prefix + name))
+    return out
+
+
+UNIT = ("snake1", "conv1", "snake2", "conv2")  # a residual unit, in order
 
 
 def _encoder(cfg: AVAEConfig) -> list[Entry]:

@@ -69,6 +69,7 @@ def diffusers_transformer(config: Mapping[str, Any], name: str = "imported") -> 
     f.expect("attention_bias", False)
     f.expect("enable_fps_modulation", True)
     f.expect("unified_3d_mrope_reset_spatial_ids", True)
+    f.expect("backbone_type", None, "cosmos3_edge_nemotron_dense")  # what the framework's exporter adds for Edge
     act = f.take("hidden_act", "silu")
     if act not in ("silu", "relu2"):
         raise ConversionError(f"transformer/config.json: hidden_act = {act!r} is not supported; only silu or relu2 is.")
@@ -92,6 +93,7 @@ def diffusers_transformer(config: Mapping[str, Any], name: str = "imported") -> 
         latent_channels=width, patch=patch, action_dim=action_dim if action else 0,
         domains=f.take("num_embodiment_domains", 32), sound_dim=sound_dim if sound else 0,
         timestep_scale=f.take("timestep_scale", 1e-3), base_fps=float(f.take("base_fps", 24)),
+        temporal_factor=f.take("temporal_compression_factor", 4),
         sound_latent_fps=float(f.take("sound_latent_fps", 25.0)),
         temporal_margin=float(f.take("unified_3d_mrope_temporal_modality_margin", 15000)),
     )  # fmt: skip
@@ -158,12 +160,19 @@ def _cosmos3_edge(config: Mapping[str, Any], name: str) -> ModelConfig:
     for table in (outer, text):
         table.expect("tie_word_embeddings", False)
     projector = outer.take("projector_hidden_size")
+    stated = _Fields(outer.take("projector_config", None) or {}, "config.json: projector_config")
     outer.done()
     text.expect("hidden_act", "relu2")
     for bias in ("attention_bias", "mlp_bias"):
         text.expect(bias, False)
     theta, sections = _text_rope(text)
     eye = _siglip2_eye(vision, projector)
+    for field, value in (
+        ("merger_intermediate_size", projector), ("input_hidden_size", eye.hidden), ("spatial_merge_size", 2),
+        ("out_hidden_size", config["text_config"].get("hidden_size")), ("use_postshuffle_norm", False),
+    ):  # fmt: skip
+        stated.expect(field, value)
+    stated.done()
     cfg = ModelConfig(
         name=name, layers=text.take("num_hidden_layers"), hidden=text.take("hidden_size"),
         heads=text.take("num_attention_heads"), kv_heads=text.take("num_key_value_heads"),

@@ -19,8 +19,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from conversion import export, folder, manifest, source
+from conversion import export, manifest, source
 from conversion.check import ConversionError
+from conversion.weights import ahead
 from cosmos_jax import checkpoint
 from cosmos_jax.config import ModelConfig
 
@@ -41,13 +42,12 @@ def prepare(
         raise ConversionError(f"--layout={layout} is not one of {', '.join(LAYOUTS)}.")
     if dst.exists():
         raise ConversionError(f"{dst} exists already; choose another --to, or remove it.")
-    if layout == "orbax":
-        if source.is_ours(src):
-            raise ConversionError(f"{src} is an Orbax checkpoint already; give --layout to convert it to another.")
-        found = folder.open_folder(src, model, average)
-        lines, size = manifest.describe(found), _size(source.from_folder(found))
-        return lines, size, lambda progress: _import(found, dst, progress)
+    if layout == "orbax" and source.is_ours(src):
+        raise ConversionError(f"{src} is an Orbax checkpoint already; give --layout to convert it to another.")
     origin = source.open_source(src, model, average)
+    lines = [*(manifest.describe(origin.folder) if origin.folder else []), *origin.lines]
+    if layout == "orbax":
+        return lines, _size(origin), lambda progress: _import(origin, dst, progress)
     chosen = export.plan(origin, layout)
 
     def work(progress: Progress) -> None:
@@ -55,26 +55,25 @@ def prepare(
             export.write(chosen, partial, progress)
 
     left = [f"not in {dst}: {line}" for line in chosen.left]
-    return [*origin.lines, *left], _size(origin), work
+    return [*lines, *left], _size(origin), work
 
 
-def _import(found: folder.Folder, dst: Path, progress: Progress) -> None:
-    weights = {name: c.weights() for name, c in found.components.items()}
+def _import(origin: source.Source, dst: Path, progress: Progress) -> None:
+    found, parts = origin.folder, {k: (source.item(k), *v) for k, v in origin.components.items()}
     items: dict[str, dict] = {}
-    for name, w in weights.items():
-        items.setdefault(source.item(name), {}).update(w.plan())
-    slices = ((source.item(name), *piece) for name, w in weights.items() for piece in w.slices())
+    for item, _, w in parts.values():
+        items.setdefault(item, {}).update(w.plan())
+    slices = ((item, *piece) for item, _, w in parts.values() for piece in w.slices())
     used = {path for c in found.components.values() for path in c.tensors.files}
     root = found.path if found.path.is_dir() else found.path.parent
     with appearing(dst) as partial, concurrent.futures.ThreadPoolExecutor(1) as pool:
         hashes = pool.submit(manifest.hash_files, [*used, *found.files.values()], root)
-        checkpoint.write_arrays(partial / source.WEIGHTS, items, slices, progress)
+        checkpoint.write_arrays(partial / source.WEIGHTS, items, ahead(slices), progress)
         for name, path in found.files.items():
             target = partial / source.FILES / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        names = {name: source.item(name) for name in weights}
-        table = manifest.build(found, weights, names, hashes.result())
+        table = manifest.build(found, parts, origin.fresh, hashes.result())
         (partial / manifest.NAME).write_text(json.dumps(table, indent=1) + "\n")
 
 

@@ -67,7 +67,7 @@ def open_folder(path: str | Path, model: ModelConfig | None = None, average: boo
     if not path.exists():
         raise ConversionError(f"{path} does not exist; give the folder or the .pth file of a checkpoint.")
     if path.is_file():
-        return _original_vae(path)
+        return _original_file(path)
     for recognised, read in LAYOUTS:
         if recognised(path):
             return read(path, model, average)
@@ -80,8 +80,10 @@ def open_folder(path: str | Path, model: ModelConfig | None = None, average: boo
 
 def _diffusers(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     """model_index.json and a folder per component; or the folder of one component."""
-    _not_asked(path, model, average)
-    parts = {name: path / name for name in (*READERS, EYE) if (path / name / "config.json").is_file()}
+    not_asked(path, model, average)
+    parts = {name: path / name for name in READERS if (path / name / "config.json").is_file()}
+    if any((path / EYE).glob("*.safetensors")):  # Edge's has no config.json: the one at the top describes it
+        parts[EYE] = path / EYE
     if not parts:
         name = CLASSES[_json(path / "config.json")["_class_name"]]
         return Folder(path, "diffusers", {name: READERS[name](path, None)}, _files(path))
@@ -110,8 +112,10 @@ def _transformer(folder: Path, eye: Path | None) -> Component:
 def _eye(root: Path, folder: Path, cfg: ModelConfig) -> VisionConfig:
     """The reasoner's config.json at the top of the repository describes the eye in full; else the folder's own."""
     top = _json(root / "config.json") if (root / "config.json").is_file() else {}
-    if top.get("model_type") in MODELS:
+    if top.get("model_type") in MODELS and "vision_config" in top:
         return configs.reasoner(top).vision
+    if not (folder / "config.json").is_file():
+        raise ConversionError(f"{folder} has no config.json, and {root}/config.json describes no vision encoder.")
     return configs.vision_encoder(_json(folder / "config.json"), cfg.hidden)
 
 
@@ -135,7 +139,7 @@ def _sound(folder: Path, eye: Path | None) -> Component:
 
 def _transformers(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     """A reasoner alone: Qwen3-VL, or that of Cosmos 3."""
-    _not_asked(path, model, average)
+    not_asked(path, None, average)  # a model may be asked for: the one to grow from this reasoner
     config = _json(path / "config.json")
     cfg, source = configs.reasoner(config), safetensors.open_folder(path)
     naming = reasoner.naming(config, source)
@@ -170,11 +174,22 @@ def _dcp(path: Path, model: ModelConfig | None, average: bool | None) -> Folder:
     return _native(path, model, average, dcp.open_folder(path), "dcp")
 
 
-def _original_vae(path: Path) -> Folder:
-    """`Wan2.2_VAE.pth`, which carries no config: it is the published VAE or an error."""
-    cfg = video.WanConfig()
-    component = _checked("vae", cfg, wan.entries_original(cfg), pth.open_file(path), video.abstract(cfg))
-    return Folder(path, "pth", {"vae": component}, {})
+def _original_file(path: Path) -> Folder:
+    """`Wan2.2_VAE.pth`, or the sound tokeniser as it was trained (a .ckpt, its config in a .json of the same name)."""
+    source = safetensors.open_file(path) if path.suffix == ".safetensors" else pth.open_file(path)
+    if (prefix := avae.original_prefix(source)) is None:
+        cfg = video.WanConfig()  # the file states none: it is the published VAE or an error
+        component = _checked("vae", cfg, wan.entries_original(cfg), source, video.abstract(cfg))
+        return Folder(path, "pth", {"vae": component}, {})
+    stated = path.with_suffix(".json")
+    sound = avae_config.from_diffusers(_json(stated) if stated.is_file() else {})
+    encodes = any(name.startswith(f"{prefix}encoder.") for name in source)
+    sound = dataclasses.replace(sound, encoder_enabled=encodes)
+    dropped = {f"{prefix}bottleneck.*": "the bottleneck computes without parameters"}
+    dropped |= {name: "not of the generator" for name in source if not name.startswith(prefix)}
+    entries, target = avae.entries_original(sound, prefix), sound_tokenizer.abstract(sound)
+    component = _checked("sound_tokenizer", sound, entries, source, target, dropped)
+    return Folder(path, "pth", {"sound_tokenizer": component}, {})
 
 
 def _checked(name: str, cfg: Any, entries: list[Entry], source: Any, target: Mapping, dropped=None) -> Component:
@@ -220,7 +235,7 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-def _not_asked(path: Path, model: ModelConfig | None, average: bool | None) -> None:
+def not_asked(path: Path, model: ModelConfig | None, average: bool | None) -> None:
     if model is not None:
         raise ConversionError(f"{path} states its own architecture; leave --config out.")
     if average is not None:

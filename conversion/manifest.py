@@ -5,6 +5,7 @@ In: an opened PyTorch folder. Out: a JSON table. It is written last, so a checkp
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ from typing import Any
 
 from conversion.check import ConversionError
 from conversion.folder import Component, Folder
-from conversion.weights import Foreign
+from conversion.weights import Weights
 from cosmos_jax.config import to_dict
 from cosmos_jax.sampling import scheduler_config
 
@@ -26,17 +27,25 @@ PACKAGES = ("jax", "flax", "orbax-checkpoint", "tensorstore", "numpy", "ml-dtype
 BLOCK = 16 << 20
 
 
-def build(folder: Folder, weights: Mapping[str, Foreign], items: Mapping[str, str], hashes: Mapping[str, str]) -> dict:
-    """weights: component → its parameters. items: component → item of the Orbax checkpoint. hashes: file → sha256."""
+def build(
+    folder: Folder, components: Mapping[str, tuple[str, Any, Weights]], fresh: Mapping, hashes: Mapping[str, str]
+) -> dict:
+    """components: name → item of the Orbax checkpoint, config, parameters. fresh: what was drawn. hashes: of files."""
     return {
         "format": FORMAT,
         "source": {
             "path": str(folder.path.absolute()), "layout": folder.layout, "naming": folder.naming,
             "sha256": dict(hashes),
+            "tensors": {name: _dtypes(c) for name, c in folder.components.items()},
+            "dropped": {name: c.dropped for name, c in folder.components.items() if c.dropped},
         },
         "components": {
-            name: _component(c, weights[name], items[name]) for name, c in folder.components.items()
+            name: {
+                "item": item, "config": to_dict(config), "parameters": sum(x.size for x in w.arrays.values()),
+                "paths": ["/".join(k) for k in w.arrays], "narrowed": w.narrowed,
+            } for name, (item, config, w) in components.items()
         },
+        "fresh": dict(fresh),
         "scheduler": scheduler(folder),
         "prompts": prompts(folder),
         "action_statistics": _statistics(folder),
@@ -45,20 +54,9 @@ def build(folder: Folder, weights: Mapping[str, Foreign], items: Mapping[str, st
     }  # fmt: skip
 
 
-def _component(c: Component, weights: Foreign, item: str) -> dict[str, Any]:
-    dtypes: dict[str, int] = {}
-    for name in {e.source for e in c.entries}:
-        dtype = str(c.tensors.dtypes[name])
-        dtypes[dtype] = dtypes.get(dtype, 0) + 1
-    return {
-        "item": item,
-        "config": to_dict(c.config),
-        "tensors": dtypes,
-        "parameters": sum(x.size for x in weights.arrays.values()),
-        "paths": ["/".join(k) for k in weights.arrays],
-        "narrowed": weights.narrowed,
-        "dropped": c.dropped,
-    }
+def _dtypes(c: Component) -> dict[str, int]:
+    """dtype → number of tensors."""
+    return dict(collections.Counter(str(c.tensors.dtypes[name]) for name in {e.source for e in c.entries}))
 
 
 def scheduler(folder: Folder) -> dict | None:

@@ -12,9 +12,12 @@ Every piece has one entry, and may have one more that is `tied`: then two parame
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+STRIP = (16, 4096)  # rows and columns of a matrix that are transposed at a time
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def to_theirs(entry: Entry, x: np.ndarray) -> np.ndarray:
     """The inverse: one layer of params[path] → the piece of the source tensor, contiguous."""
     if entry.axes is not None:
         x = x.transpose(np.argsort(entry.axes))
-    x = np.ascontiguousarray(x)
+    x = compact(x)
     return x if entry.shape is None else x.reshape(entry.shape[0] // entry.parts, *entry.shape[1:])
 
 
@@ -65,6 +68,25 @@ def their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     axes = range(len(shape)) if entry.axes is None else np.argsort(entry.axes)
     first, *rest = (shape[i] for i in axes)
     return (first * entry.parts, *rest)
+
+
+def compact(x: np.ndarray) -> np.ndarray:
+    """x in C order: itself, or a copy. A matrix is transposed in strips that fit the cache, which numpy does not do."""
+    order = np.argsort([-s for s in x.strides], kind="stable").tolist()  # the axes as they lie in memory
+    stored = x.transpose(order)
+    turned = order.index(0) if order else 0  # so many axes come last here and first there
+    rotated = order == [*range(x.ndim - turned, x.ndim), *range(x.ndim - turned)]
+    if not (turned and rotated and stored.flags.c_contiguous):
+        return np.asarray(x, order="C")
+    flat = stored.reshape(
+        math.prod(stored.shape[:turned]), math.prod(stored.shape[turned:])
+    )  # x is this matrix transposed
+    out = np.empty(flat.shape[::-1], x.dtype)
+    for i in range(0, len(flat), STRIP[0]):
+        for j in range(0, flat.shape[1], STRIP[1]):
+            rows, columns = slice(i, i + STRIP[0]), slice(j, j + STRIP[1])
+            out[columns, rows] = flat[rows, columns].T
+    return out.reshape(x.shape)
 
 
 def _nothing(shape: tuple[int, ...]) -> np.ndarray:

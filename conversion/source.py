@@ -5,14 +5,17 @@ In: a path. Out: `Source`: per component its config and its parameters, unread; 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conversion import folder, manifest
+from conversion import manifest
 from conversion.check import ConversionError
-from conversion.weights import Stored, Weights
+from conversion.folder import EYE, Folder, not_asked, open_folder
+from conversion.initialise import Grown
+from conversion.weights import Selected, Stored, Weights
 from cosmos_jax import checkpoint
 from cosmos_jax.codecs.avae_config import AVAEConfig
 from cosmos_jax.codecs.wan import WanConfig
@@ -31,6 +34,8 @@ class Source:
     files: dict[str, Path] = field(default_factory=dict)  # configs and tokenizers, by their names in that layout
     lines: tuple[str, ...] = ()  # what a user should read
     naming: str = ""  # of a reasoner's tensors, one of reasoner.NAMINGS
+    folder: Folder | None = None  # the PyTorch folder, if it is one
+    fresh: dict[str, Any] = field(default_factory=dict)  # what was drawn: seed and paths
 
 
 def item(component: str) -> str:
@@ -46,17 +51,35 @@ def is_ours(path: Path) -> bool:
 def open_source(path: Path, model: ModelConfig | None = None, average: bool | None = None) -> Source:
     """Recognise what `path` holds. ConversionError, FileError or CheckpointError: one sentence."""
     if (path / manifest.NAME).is_file():
-        folder._not_asked(path, model, average)
+        not_asked(path, model, average)
         return _imported(path)
     if (path / "checkpoints").is_dir():
         return _run(path, average)
-    found = folder.open_folder(path, model, average)
-    return from_folder(found)
+    found = open_folder(path, model, average)
+    components: dict[str, tuple[Any, Weights]] = {k: (c.config, c.weights()) for k, c in found.components.items()}
+    origin = Source(path, found.layout, components, found.files, naming=found.naming, folder=found)
+    return _grown(origin, model) if found.layout == "transformers" and model is not None else origin
 
 
-def from_folder(found: folder.Folder) -> Source:
-    components = {name: (c.config, c.weights()) for name, c in found.components.items()}
-    return Source(found.path, found.layout, components, found.files, tuple(manifest.describe(found)), found.naming)
+def _grown(origin: Source, model: ModelConfig) -> Source:
+    """A whole model of this architecture that starts as the reasoner `origin`."""
+    own, weights = origin.components["reasoner"]
+    model = dataclasses.replace(model, vision=own.vision)
+    whole = Grown(model, own, weights)
+    eye = {k for k in whole.arrays if k[0] == "vit"}
+    components = {
+        "transformer": (model, Selected(whole, set(whole.arrays) - eye)), EYE: (model, Selected(whole, eye))
+    }  # fmt: skip
+    return dataclasses.replace(
+        origin,
+        components=components,
+        layout="grown",
+        naming="",
+        lines=(
+            f"grown from a reasoner: {len(whole.fresh)} parameters are fresh (seed {whole.seed}), see the manifest",
+        ),
+        fresh={"seed": whole.seed, "paths": ["/".join(k) for k in whole.fresh]},
+    )
 
 
 def _imported(path: Path) -> Source:

@@ -11,17 +11,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from conversion.check import same
-from conversion.names import Entry, to_ours, to_theirs
+from conversion.names import Entry, compact, to_ours, to_theirs
 
 
 def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> dict:
     """Nested dict of numpy arrays in the source's dtypes. Run `check` first: here a missing name is a KeyError."""
     layers: dict[tuple, dict[int | None, np.ndarray]] = {}
     for e in entries:
-        layers.setdefault(e.path, {})[e.layer] = to_ours(e, source[e.source])
+        layers.setdefault(e.path, {})[e.layer] = compact(to_ours(e, source[e.source]))
     return unflatten_dict(
         {
-            path: np.ascontiguousarray(found[None]) if None in found else np.stack([found[i] for i in sorted(found)])
+            path: found[None] if None in found else np.stack([found[i] for i in sorted(found)])
             for path, found in layers.items()
         }
     )

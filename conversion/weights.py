@@ -7,9 +7,10 @@ only where the layers of one stacked parameter differ, and `narrowed` remembers 
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,23 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from conversion.check import ConversionError, same
-from conversion.names import Entry, their_shape, to_ours, to_theirs
+from conversion.names import Entry, compact, their_shape, to_ours, to_theirs
 from cosmos_jax.checkpoint import CHUNK, Planned
 
 Path = tuple[str, ...]
+T = TypeVar("T")
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # name → dtype, shape
 
 
 class Weights:
-    """arrays: path → shape and dtype. narrowed: "path[layer]" → dtype, of layers that were narrower in the source."""
+    """What there is and how to read it.
+
+    arrays: path → shape and dtype. stacked: parameters that the source holds a layer at a time. narrowed: "path[layer]"
+    → dtype, of layers that were narrower in the source.
+    """
 
     arrays: dict[Path, jax.ShapeDtypeStruct]
+    stacked: frozenset[Path] = frozenset()
     narrowed: dict[str, str]
 
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
@@ -37,6 +44,17 @@ class Weights:
     def dtype(self, path: Path, layer: int | None) -> np.dtype:
         """What the source had."""
         return jnp.dtype(self.narrowed.get(_name(path, layer), self.arrays[path].dtype))
+
+    def plan(self) -> dict[Path, Planned]:
+        """How `slices` will come: a large stacked parameter a layer at a time, any other whole."""
+        large = {k for k in self.stacked if self.arrays[k].size * self.arrays[k].dtype.itemsize > CHUNK}
+        return {k: Planned(x.shape, x.dtype, k in large) for k, x in self.arrays.items()}
+
+    def slices(self) -> Iterator[tuple[Path, int | None, np.ndarray]]:
+        """Every parameter once."""
+        for path, x in self.plan().items():
+            for layer in range(x.shape[0]) if x.layered else (None,):
+                yield path, layer, compact(self.read(path, layer))
 
 
 class Foreign(Weights):
@@ -62,17 +80,6 @@ class Foreign(Weights):
         e = self.at[path, layer]
         return to_ours(e, self.source[e.source]).astype(self.arrays[path].dtype, copy=False)
 
-    def plan(self) -> dict[Path, Planned]:
-        """How `slices` will come: a large stacked parameter a layer at a time, any other whole."""
-        large = {k for k in self.stacked if self.arrays[k].size * self.arrays[k].dtype.itemsize > CHUNK}
-        return {k: Planned(x.shape, x.dtype, k in large) for k, x in self.arrays.items()}
-
-    def slices(self) -> Iterator[tuple[Path, int | None, np.ndarray]]:
-        """Every parameter once."""
-        for path, x in self.plan().items():
-            for layer in range(x.shape[0]) if x.layered else (None,):
-                yield path, layer, self.read(path, layer)
-
 
 class Stored(Weights):
     """Arrays of an Orbax checkpoint (`checkpoint.open_arrays`)."""
@@ -92,10 +99,24 @@ class Merged(Weights):
     def __init__(self, *parts: Weights):
         self.owner = {path: part for part in parts for path in part.arrays}
         self.arrays = {path: part.arrays[path] for path, part in self.owner.items()}
+        self.stacked = frozenset().union(*(part.stacked for part in parts))
         self.narrowed = {k: v for part in parts for k, v in part.narrowed.items()}
 
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
         return self.owner[path].read(path, layer)
+
+
+class Selected(Weights):
+    """Some parameters of another."""
+
+    def __init__(self, whole: Weights, paths: Collection[Path]):
+        self.whole = whole
+        self.arrays = {k: x for k, x in whole.arrays.items() if k in paths}
+        self.stacked = whole.stacked & frozenset(paths)
+        self.narrowed = {k: v for k, v in whole.narrowed.items() if _path(k) in paths}
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        return self.whole.read(path, layer)
 
 
 def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterator[tuple[str, np.ndarray]]]:
@@ -124,6 +145,16 @@ def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterato
             yield name, x.astype(layout[name][0], copy=False)
 
     return layout, stream()
+
+
+def ahead(stream: Iterable[T]) -> Iterator[T]:
+    """The same things (none of them None), the next one made by another thread while this one is used."""
+    source = iter(stream)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, source, None)
+        while (x := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield x
 
 
 def place(weights: Foreign, abstract: Mapping) -> dict:
@@ -167,6 +198,10 @@ def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
         return wide == narrow
     a, b = jnp.finfo(wide), jnp.finfo(narrow)
     return a.nmant >= b.nmant and a.maxexp >= b.maxexp and a.minexp <= b.minexp
+
+
+def _path(name: str) -> Path:
+    return tuple(name.partition("[")[0].split("/"))
 
 
 def _name(path: Path, layer: int | None = None) -> str:

@@ -321,6 +321,7 @@ def _create(folder: Path, key: Key, x: Planned) -> Any:
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{where}/"},
         "metadata": {"chunk_grid": grid, "codecs": codecs},
+        "store_data_equal_to_fill_value": True,  # a bias of zeros is there; what is absent is an error
         "context": {"file_io_sync": False},
     }
     dtype = tensorstore.dtype(x.dtype.name)

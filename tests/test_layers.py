@@ -23,6 +23,7 @@ ORDER = [  # a module may import from its own line and the lines above it
     ("conversion",),
     ("cosmos_jax.pipeline",),
     ("cosmos_jax.evaluate", "cosmos_jax.report"),
+    ("cosmos_jax.parity",),
     ("cosmos_jax.train",),
     ("cosmos_jax.cli",),
     ("cosmos_jax.__main__",),
@@ -70,10 +71,24 @@ def test_imports_point_up_the_list(path):
         assert not any(t.split(".")[0] in ("cosmos_jax", "data_pipelines") for t in imports(path))
 
 
-@pytest.mark.parametrize("package", ["torch", "tensorflow"])
+@pytest.mark.parametrize("package", ["torch", "tensorflow", "diffusers", "transformers"])
 def test_the_runtime_never_imports(package):
+    """Only the comparison with PyTorch has it; nothing reaches that when it is imported."""
     for path in modules():
-        assert not any(t.split(".")[0] == package for t in imports(path)), path
+        if not name(path).startswith("cosmos_jax.parity") or package == "tensorflow":
+            assert not any(t.split(".")[0] == package for t in imports(path)), path
+
+
+def test_nothing_imports_the_comparison_until_it_is_asked_for():
+    for path in modules():
+        if not name(path).startswith("cosmos_jax.parity"):
+            top = ast.parse(path.read_text()).body
+            found = [n for n in top if isinstance(n, (ast.Import, ast.ImportFrom))]
+            assert not any("cosmos_jax.parity" in ast.unparse(n) or "import parity" in ast.unparse(n) for n in found), (
+                path
+            )
+    code = "import sys, cosmos_jax.parity, cosmos_jax.__main__\nassert not {'torch', 'diffusers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("package", ["jax", "flax", "orbax"])

@@ -33,7 +33,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser("python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score, convert, compare.")
+    parser = _Parser(
+        "python -m cosmos_jax", description="Cosmos 3 in JAX: train, generate, ask, score, convert, compare."
+    )
     sub = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
     for name, help in COMMANDS.items():
         p = sub.add_parser(name, help=help, description=help, allow_abbrev=False)

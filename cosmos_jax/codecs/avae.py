@@ -52,7 +52,7 @@ def encode(params: Params, cfg: AVAEConfig, wave: jax.Array, *, precision: Preci
 
 
 def spectra(wave: jax.Array, cfg: AVAEConfig, precision: Precision) -> jax.Array:
-    """wave [B,N,2] float32 → what enters the encoder, [B,T,2·(n_fft+2)]: scaled, padded to whole latents, transformed."""
+    """wave [B,N,2] float32 → [B,T,2·(n_fft+2)], what enters the encoder: scaled, padded to whole latents, spectra."""
     if cfg.normalize_volume:
         wave = wave / (jnp.abs(wave).max((1, 2), keepdims=True) + PEAK_EPS) * PEAK
     wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % cfg.hop), (0, 0)))
@@ -62,15 +62,15 @@ def spectra(wave: jax.Array, cfg: AVAEConfig, precision: Precision) -> jax.Array
 def encoder_stages(params: Params, cfg: AVAEConfig, precision: Precision) -> dict[str, Stage]:
     """What `encode` does to the spectra, in its order: name → function of [B,T,C]."""
     enc = params["encoder"]
-    stages: dict[str, Stage] = {"conv_in": lambda x: _wn_conv(enc["conv_in"], x, precision)}
+    stages: dict[str, Stage] = {"conv_in": functools.partial(_wn_conv, enc["conv_in"], precision=precision)}
     for i, stride in enumerate(cfg.enc_strides):
-        stage = enc[f"stage_{i}"]
+        stage, pad = enc[f"stage_{i}"], math.ceil(stride / 2)
         for j in range(cfg.enc_num_blocks):
-            stages[f"stage_{i}.block_{j}"] = lambda x, p=stage[f"block_{j}"]: _convnext(p, x, precision)
-        stages[f"stage_{i}.down"] = lambda x, p=stage["down"], stride=stride: _wn_conv(
-            p, x, precision, stride=stride, pad=math.ceil(stride / 2)
+            stages[f"stage_{i}.block_{j}"] = functools.partial(_convnext, stage[f"block_{j}"], precision=precision)
+        stages[f"stage_{i}.down"] = functools.partial(
+            _wn_conv, stage["down"], precision=precision, stride=stride, pad=pad
         )
-    return stages | {"conv_out": lambda x: _wn_conv(enc["conv_out"], x, precision)}
+    return stages | {"conv_out": functools.partial(_wn_conv, enc["conv_out"], precision=precision)}
 
 
 def decode(params: Params, cfg: AVAEConfig, latents: jax.Array, *, precision: Precision = HIGHEST) -> jax.Array:
@@ -98,7 +98,7 @@ def decode_raw(params: Params, cfg: AVAEConfig, latents: jax.Array, *, precision
 def decoder_stages(params: Params, cfg: AVAEConfig, precision: Precision) -> dict[str, Stage]:
     """What `decode_raw` does to the latents, in its order: name → function of [B,T,C]."""
     dec, pad = params["decoder"], KERNEL // 2
-    stages: dict[str, Stage] = {"conv_in": lambda x: _wn_conv(dec["conv_in"], x, precision, pad=pad)}
+    stages: dict[str, Stage] = {"conv_in": functools.partial(_wn_conv, dec["conv_in"], precision=precision, pad=pad)}
     for i, (_, _, stride) in enumerate(cfg.dec_stages):
         stages[f"block_{i}"] = functools.partial(_block, dec[f"block_{i}"], precision=precision, stride=stride)
     return stages | {"conv_out": lambda x: _wn_conv(dec["conv_out"], _snake(dec["snake"], x), precision, pad=pad)}

@@ -117,3 +117,11 @@ def from_diffusers(config: dict[str, Any]) -> AVAEConfig:
         elif name not in WITHOUT_EFFECT and not name.startswith("_"):
             raise ValueError(f"AVAE config: {name}={value!r} is a field that this version does not know.")
     return AVAEConfig(**values)
+
+
+def to_diffusers(cfg: AVAEConfig) -> dict[str, Any]:
+    """The inverse: a complete `config.json`."""
+    ours = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
+    stated = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items()}
+    fixed = {name: values[-1] for name, values in FIXED.items()}
+    return {"_class_name": "Cosmos3AVAEAudioTokenizer"} | fixed | stated

@@ -89,11 +89,15 @@ class VisionTower(nnx.Module):
         tap = jax.vmap(lambda k: Merger(nnx.Rngs(k), cfg, out, shuffle_first=True))
         self.deepstack = tap(keys) if cfg.deepstack else None
 
+    def embed(self, batch: dict, precision: Precision) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """vit_* fields → what enters the first block [B,P,D], and the rotary tables of them all."""
+        x = self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision)
+        return x, _tables(batch["vit_rowcol"], self.cfg)
+
     def __call__(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
         """vit_* fields → features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
         cfg = self.cfg
-        x = self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision)
-        rotary = _tables(batch["vit_rowcol"], cfg)
+        x, rotary = self.embed(batch, precision)
         graphdef, state = nnx.split(self.layers)
 
         def body(x, state):

@@ -27,13 +27,17 @@ class SiglipTower(nnx.Module):
         self.norm = LayerNorm(rngs, cfg.hidden, cfg.norm_eps)
         self.merger = Merger(rngs, cfg, out, shuffle_first=False)
 
+    def embed(self, batch: dict, precision: Precision) -> tuple[jax.Array, None]:
+        """vit_* fields → what enters the first block [B,P,D]; nothing is rotated."""
+        return self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision), None
+
     def __call__(self, batch: dict, precision: Precision) -> tuple[jax.Array, None]:
         """vit_* fields → features [B,P/4,D]; no deep-stack."""
-        x = self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision)
+        x, rotary = self.embed(batch, precision)
         graphdef, state = nnx.split(self.layers)
 
         def body(x, state):
-            return nnx.merge(graphdef, state)(x, None, batch["vit_segment_ids"], precision), None
+            return nnx.merge(graphdef, state)(x, rotary, batch["vit_segment_ids"], precision), None
 
         x, _ = jax.lax.scan(body, x, state)
         return self.merger(self.norm(x, precision), precision), None

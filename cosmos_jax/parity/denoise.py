@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -120,7 +121,7 @@ def check(g: Golden, params: dict, cfg: ModelConfig, plan: Schedule | None = Non
     guided = g.guidance != 1
     both = guidance.stack(*batches) if guided else batches[0]
     cache = _cache(params, cfg, both, HIGHEST)
-    path = [inputs.to_buffers(x, batches[0], cfg) for x in g.latents]
+    path: list[Any] = [inputs.to_buffers(x, batches[0], cfg) for x in g.latents]
     noise = [inputs.to_buffers({n: a[i] for n, a in g.noise.items()}, batches[0], cfg) for i in range(len(path) - 1)]
 
     def step(state, i):
@@ -133,15 +134,18 @@ def check(g: Golden, params: dict, cfg: ModelConfig, plan: Schedule | None = Non
     for i in range(min(plan.steps, len(g.velocities))):
         v, forced = step(forced._replace(x=path[i]), i)
         _, free = step(free, i)
-        ours = [inputs.to_reference({n: a[k : k + 1] for n, a in v.items()}, g.kws[0], cfg) for k in range(len(both["und_ids"]))]
+        ours = [
+            inputs.to_reference({n: a[k : k + 1] for n, a in v.items()}, g.kws[0], cfg)
+            for k in range(len(both["und_ids"]))
+        ]
         ends = [inputs.to_reference(s.x, g.kws[0], cfg) for s in (forced, free)]
         for n, want in g.velocities[i].items():
-            known = {"exact64": g.velocities64[i][n]} if g.velocities64 else {}
-            limit, at = rows.by_depth(cfg.layers), {"index": i, "peaks": False}
+            known: dict[str, Any] = {"exact64": g.velocities64[i][n]} if g.velocities64 else {}
+            limit, at = rows.by_depth(cfg.layers), dict[str, Any](index=i, peaks=False)
             after = g.latents[i + 1][n]
             out += [
-                rows.compare((NAME, "velocity", f"step {i}: {n}"), np.stack([o[n] for o in ours]), want, limit, alone=True,
-                             plot=f"{n}: velocity at each step", **at, **known),
+                rows.compare((NAME, "velocity", f"step {i}: {n}"), np.stack([o[n] for o in ours]), want, limit,
+                             alone=True, plot=f"{n}: velocity at each step", **at, **known),
                 rows.compare((NAME, "next latents", f"step {i}: {n}"), ends[0][n], after, rows.NEXT_LATENTS, alone=True,
                              plot=f"{n}: latents after each step", **at),
                 rows.compare((NAME, "all on our own", f"step {i}: {n}"), ends[1][n], after, rows.FREE_LATENTS,

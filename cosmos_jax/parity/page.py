@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 TITLE = "Parity with PyTorch"
 STYLE = """<style>
 header p { max-width:88ch } .verdict-line { font-size:20px; margin:14px 0 18px }
-.sheet { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:14px 16px; margin:10px 0 16px }
+.sheet { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:14px 16px;
+  margin:10px 0 16px }
 .sheet svg { width:100%; display:block } .sheet p { margin:8px 0 0; max-width:none }
 .plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(420px,1fr)); gap:16px; margin:10px 0 16px }
 .plots figure { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:8px 10px 4px }
 .plots svg { width:100%; display:block }
 td.number, th.number { text-align:right; white-space:nowrap; font-size:13px }
 td.number { font-family:ui-monospace,SFMono-Regular,Menlo,monospace }
-td.first { color:var(--soft); white-space:nowrap } details { margin:8px 0 0 } details table { margin-top:8px }
-dt { font-weight:600; margin-top:12px } dd { margin:2px 0 0; max-width:84ch } td a { color:var(--accent); white-space:nowrap }
+td.first { color:var(--soft); min-width:9em } details { margin:8px 0 0 } details table { margin-top:8px }
+dt { font-weight:600; margin-top:12px } dd { margin:2px 0 0; max-width:84ch }
+td a { color:var(--accent); white-space:nowrap }
 </style>"""
 
 
@@ -46,7 +48,7 @@ def html(result: Result, headline: str, explained: Iterable[tuple[str, str]]) ->
     for name, own in groups(result.rows, lambda r: r.component):
         body.append((_anchor(name), name[0].upper() + name[1:], component(own)))
     reading = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in explained)
-    body.append(("reading", "How to read it", f"<dl>{reading}</dl>"))
+    body.append(("reading", "Reading it", f"<dl>{reading}</dl>"))
     body.append(("facts", "Facts", facts(result)))
     return page(TITLE, lead, body)
 
@@ -58,8 +60,9 @@ def overview(result: Result) -> str:
         bad, first, w = rows.failures(own), rows.first_divergence(own), worst(own)
         where = f"first divergence: {first.part}, {first.what}" if first else f"{w.part}, {w.what}"
         lines.append([
-            f'<a href="#{_anchor(name)}">{escape(name)}</a>', _right(str(len(own))), _verdict(bad), _right(number(w.rel)),
-            _right(number(w.limit)), _right(floor(w)), f'<span class="note">{escape(where)}</span>', _right(half(own)),
+            f'<a href="#{_anchor(name)}">{escape(name)}</a>', _right(str(len(own))), _verdict(bad),
+            _right(number(w.rel)), _right(number(w.limit)), _right(floor(w)),
+            f'<span class="note">{escape(where)}</span>', _right(half(own)),
         ])  # fmt: skip
         css.append("lost" if bad else "")
     head = ["component", ">rows", "verdict", ">largest error", ">its threshold", ">noise floor", "where",
@@ -77,10 +80,10 @@ def component(own: list[Row]) -> str:
     for _, group in groups(own, lambda r: r.part):
         for plot, rest in groups((r for r in group if r.plot), lambda r: r.plot or ""):
             bad = rows.failures(rest)
-            count = f"{len(rest)} rows of the chart “{plot}”; closest to its threshold: "
-            shown += [(r, "") for r in bad] if bad else [(worst(rest), count)]
-        shown += [(r, "") for r in group if not r.plot]
-    plotted = [(r, "") for r in own if r.plot]
+            note = f"closest to its threshold of the {len(rest)} rows in the chart “{plot}”"
+            shown += [(r, r.note) for r in bad] if bad else [(worst(rest), note)]
+        shown += [(r, r.note) for r in group if not r.plot]
+    plotted = [(r, r.note) for r in own if r.plot]
     if plotted:
         folded = f"<details><summary>All {len(plotted)} rows of the charts</summary>{_rows(plotted)}</details>"
         return out + _rows(shown) + folded
@@ -88,11 +91,11 @@ def component(own: list[Row]) -> str:
 
 
 def _rows(found: list[tuple[Row, str]]) -> str:
-    """(row, words before what it is) → a table; a part is named once."""
+    """(row, a note) → a table; a part is named once."""
     lines, before = [], None
-    for r, prefix in found:
+    for r, note in found:
         part, before = ("" if r.part == before else r.part), r.part
-        what = escape(prefix + r.what) + (f' <span class="note">{escape(r.note)}</span>' if r.note else "")
+        what = escape(r.what) + (f' <span class="note">{escape(note)}</span>' if note else "")
         lines.append([f'<td class="first">{escape(part)}</td>', what, _right(number(r.rel)), _right(number(r.peak)),
                       _right(floor(r)), _right(number(r.limit)), _verdict([] if r.passed else [r])])  # fmt: skip
     head = ["", "what", ">relL2", ">max/rms", ">noise floor", ">threshold", "verdict"]
@@ -145,9 +148,12 @@ def groups(found: Iterable[Row], key) -> list[tuple[str, list[Row]]]:
 
 
 def worst(found: Iterable[Row]) -> Row:
-    """The float32 row that comes closest to its threshold, or exceeds it most."""
+    """The float32 row that comes closest to its threshold, or exceeds it most; with a noise floor, if any has one."""
     found = list(found)
     whole = [r for r in found if r.part != rows.BFLOAT16] or found
+    measured = [r for r in whole if r.floor]
+    if measured and not rows.failures(whole):
+        whole = measured
     return max(whole, key=lambda r: r.rel / r.limit if r.limit else (0.0 if r.passed else math.inf))
 
 

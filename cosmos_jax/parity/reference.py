@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-Load = Callable[[torch.dtype], nn.Module]  # dtype → the reference, its weights in that dtype
+Model = Any  # an nn.Module of the references, whose attributes no type checker knows
+Load = Callable[[torch.dtype], Model]  # dtype → the reference, its weights in that dtype
 
 
 def rng(name: str, seed: int = 0) -> np.random.RandomState:
@@ -46,23 +46,33 @@ def exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def pretrained(cls: type, path: os.PathLike) -> Load:
+def pretrained(cls: Any, path: os.PathLike) -> Load:
     """A loader of the folder that `cls.save_pretrained` wrote (diffusers). Never looks at the network.
 
     diffusers refuses to load a class with `_keep_in_fp32_modules` unless accelerate is installed; without it, the same
     class without that list is loaded, and `cast` keeps those modules in float32.
     """
     frugal = importlib.util.find_spec("accelerate") is not None
-    made = cls if frugal else type(cls.__name__, (cls,), {"_keep_in_fp32_modules": None})
+    made: Any = cls if frugal else type(cls.__name__, (cls,), {"_keep_in_fp32_modules": None})
 
-    def load(dtype: torch.dtype) -> nn.Module:
+    def load(dtype: torch.dtype) -> Model:
         model = made.from_pretrained(path, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=frugal)
         return cast(model, dtype, getattr(cls, "_keep_in_fp32_modules", None) or ()).to(device()).eval()
 
     return load
 
 
-def cast(model: nn.Module, dtype: torch.dtype, keep: Sequence[str] = ()) -> nn.Module:
+def transformers_pretrained(cls: Any, path: os.PathLike) -> Load:
+    """A loader of a transformers folder. Attention is written out: its kernels differ by machine."""
+
+    def load(dtype: torch.dtype) -> Model:
+        how: dict[str, Any] = dict(dtype=torch.float32, local_files_only=True, attn_implementation="eager")
+        return cast(cls.from_pretrained(path, **how), dtype).to(device()).eval()
+
+    return load
+
+
+def cast(model: Model, dtype: torch.dtype, keep: Sequence[str] = ()) -> Model:
     """The weights in `dtype`, as `from_pretrained(torch_dtype=…)` casts them: bfloat16 spares the modules in `keep` and
     every buffer (frequencies); float64 casts all."""
     if dtype == torch.float64:
@@ -74,7 +84,7 @@ def cast(model: nn.Module, dtype: torch.dtype, keep: Sequence[str] = ()) -> nn.M
     return model
 
 
-def rounded(load: Load) -> nn.Module:
+def rounded(load: Load) -> Model:
     """float32 arithmetic on the weights of the bfloat16 model: what bfloat16 arithmetic is measured against."""
     return load(torch.bfloat16).float()
 
@@ -101,7 +111,7 @@ def numpy(x: torch.Tensor) -> np.ndarray:
     return np.array(x.float() if x.is_floating_point() and x.dtype != torch.float64 else x)
 
 
-def feed(x: Any, model: nn.Module) -> Any:
+def feed(x: Any, model: Model) -> Any:
     """Inputs on the model's device; the floats in lists (latents) also in its dtype, positions never."""
     where = next(model.parameters())
     if isinstance(x, dict):
@@ -117,7 +127,7 @@ def _is(x: Any) -> bool:
 
 
 @contextlib.contextmanager
-def taps(modules: Mapping[str, nn.Module], before: bool = False) -> Iterator[dict[str, list[tuple[np.ndarray, ...]]]]:
+def taps(modules: Mapping[str, Model], before: bool = False) -> Iterator[dict[str, list[tuple[np.ndarray, ...]]]]:
     """name → what that module returned (before: its positional inputs), one tuple of arrays per call."""
     seen: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in modules}
 

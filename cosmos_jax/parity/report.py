@@ -94,7 +94,9 @@ def headline(found: Iterable[Row]) -> str:
 def markdown(result: Result) -> str:
     """The page without its charts."""
     out = [f"# Parity with PyTorch\n\n**{headline(result.rows)}**\n"]
-    out.append("| component | rows | verdict | largest error | its threshold | noise floor | bfloat16 error / PyTorch's |")
+    out.append(
+        "| component | rows | verdict | largest error | its threshold | noise floor | bfloat16 error / PyTorch's |"
+    )
     out.append("|---|--:|---|--:|--:|--:|--:|")
     parts = groups(result.rows, lambda r: r.component)
     for name, own in parts:

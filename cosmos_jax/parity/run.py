@@ -6,12 +6,15 @@ In: an opened `conversion.folder.Folder`. Out: the work, which writes the three 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
+import operator
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +29,19 @@ import transformers
 
 from conversion.folder import Component, Folder
 from cosmos_jax.evaluate import commit
-from cosmos_jax.parity import denoise, positions, reference, report, rows, schedule, sound, transformer, video
+from cosmos_jax.parity import (
+    denoise,
+    positions,
+    reasoner,
+    reference,
+    report,
+    rows,
+    schedule,
+    sound,
+    tiny,
+    transformer,
+    video,
+)
 from cosmos_jax.parity.rows import Row
 
 Part = Callable[[Folder], list[Row]]
@@ -65,7 +80,8 @@ def compare(folder: Folder) -> Result:
     """Run every comparison that the folder allows."""
     quiet()
     result = Result([], describe(folder))
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)  # diffusers' own
         for name, part in parts(folder):
             began = time.perf_counter()
             found = part(folder)
@@ -93,6 +109,8 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
         yield video.NAME, _video
     if "sound_tokenizer" in have:
         yield sound.NAME, _sound
+    if _kind(folder):
+        yield reasoner.NAME, _reasoner
 
 
 def missing(folder: Folder) -> list[str]:
@@ -100,6 +118,8 @@ def missing(folder: Folder) -> list[str]:
     out = []
     if folder.layout == "diffusers" and "sound_tokenizer" not in folder.components:
         out.append("The folder has no sound_tokenizer: sound is not compared.")
+    if folder.layout == "diffusers" and not _kind(folder):
+        out.append("The folder has no vision_encoder with a config.json at the top: the reasoner is not compared.")
     if folder.layout == "diffusers" and folder.scheduler is None:
         out.append("The folder has no scheduler: schedule and denoising are not compared.")
     return out
@@ -154,6 +174,28 @@ def _sound(folder: Folder) -> list[Row]:
     return sound.check(golden, params(component), component.config)
 
 
+def _kind(folder: Folder) -> str | None:
+    """The reasoner that transformers would load from this folder: its model_type; None if there is none.
+
+    A released diffusers repository has one too: a config.json at the top, whose weights are those of the transformer's
+    text tower and of the vision encoder.
+    """
+    top = folder.path / "config.json"
+    if "reasoner" in folder.components or "vision_encoder" in folder.components and top.is_file():
+        kind = json.loads(top.read_text()).get("model_type")
+        return kind if kind in tiny.KINDS else None
+    return None
+
+
+def _reasoner(folder: Folder) -> list[Row]:
+    load = reference.transformers_pretrained(tiny.KINDS[_kind(folder)][1], folder.path)
+    have = folder.components
+    cfg = have["reasoner" if "reasoner" in have else "transformer"].config
+    golden = reasoner.golden(load, cfg)
+    found = [params(have[n]) for n in ("reasoner", "transformer", "vision_encoder") if n in have]
+    return reasoner.check(golden, reasoner.whole(functools.reduce(operator.or_, found), cfg), cfg)
+
+
 def _load(folder: Folder, cls: type, name: str) -> reference.Load:
     return reference.pretrained(cls, place(folder, name))
 
@@ -176,7 +218,9 @@ def describe(folder: Folder) -> dict[str, Any]:
         "reference": str(folder.path.resolve()),
         "layout": folder.layout,
         "parameters": sizes,
-        "dtypes": {n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()},
+        "dtypes": {
+            n: sorted({np.dtype(d).name for d in c.tensors.dtypes.values()}) for n, c in folder.components.items()
+        },
         "host": f"{platform.node()}, {platform.machine()}, {platform.system()}",
         "jax device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "torch device": str(reference.device()),

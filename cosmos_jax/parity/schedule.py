@@ -134,12 +134,12 @@ def check(g: Golden, schedule: Schedule | None = None) -> list[Row]:
     count = len(g.timesteps)
     _, noise = fresh(build(g.config, g.index)[0], X.shape, count)
     drawn = np.zeros((count, *X.shape), np.float32) if noise is None else noise
-    given = None if schedule.noise is None else lambda i: jnp.asarray(drawn)[i]
-    _, free = generate.denoise(
-        lambda x, t: field_of(jnp, x, W, t), jnp.asarray(X), schedule, fresh=given, trajectory=True
+    given = None if schedule.noise is None else lambda i: {"x": jnp.asarray(drawn)[i]}
+    free: Any = generate.denoise(
+        lambda x, t: {"x": field_of(jnp, x["x"], W, t)}, {"x": jnp.asarray(X)}, schedule, fresh=given, trajectory=True
     )
     for path, how, alone in ((replay(schedule.rows(), g.velocities, drawn), "recorded velocities", True),
-                             (free, "its own velocities", False)):  # fmt: skip
+                             (free[1]["x"], "its own velocities", False)):  # fmt: skip
         for i, want in enumerate(g.path):
             out.append(rows.compare(
                 (NAME, "solver", f"step {i}, {how}"), path[i], want, rows.TRAJECTORY, floor=FLOOR, peaks=False,

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import Cosmos3AVAEAudioTokenizer
-from torch import nn
 
 from conversion.avae import entries
 from conversion.check import check as check_names
@@ -25,7 +23,7 @@ from cosmos_jax.parity.rows import Row
 from cosmos_jax.precision import HIGHEST, Precision
 
 NAME = "sound tokeniser"
-LATENTS = 5  # length of both inputs; the wave ends inside the last one
+LATENTS = 25  # a second: length of both inputs; the wave ends inside the last latent
 FLOORS = {"encode": 2.7e-7, "decode": 5.4e-7}  # published: torch32 against torch64 (spec reference_parity.md §4.1)
 LIMITS = {"encode": rows.ENCODE_SOUND, "decode": rows.DECODE_SOUND}
 
@@ -48,20 +46,20 @@ def config(g: Golden) -> AVAEConfig:
     return avae.from_diffusers({k: v for k, v in g.config.items() if not k.startswith("_")})
 
 
-def params(model: nn.Module, cfg: AVAEConfig) -> dict:
+def params(model: reference.Model, cfg: AVAEConfig) -> dict:
     """The reference's weights in our tree, by the project's own name map, which is checked first."""
     state = {k: reference.numpy(v) for k, v in model.state_dict().items()}
     check_names(entries(cfg), {k: v.shape for k, v in state.items()}, avae.abstract(cfg))
     return from_torch(entries(cfg), state)
 
 
-def encode(model: Cosmos3AVAEAudioTokenizer, wave: np.ndarray) -> np.ndarray:
+def encode(model: reference.Model, wave: np.ndarray) -> np.ndarray:
     """[B,N,2] → the mean of the posterior [B,T,C]."""
     with reference.exact():
         return _last(model.encode(_first(wave, model)).latent_dist.mean)
 
 
-def decode(model: Cosmos3AVAEAudioTokenizer, latents: np.ndarray) -> np.ndarray:
+def decode(model: reference.Model, latents: np.ndarray) -> np.ndarray:
     """[B,T,C] → [B,N,2], not clipped."""
     with reference.exact():
         return _last(model.decoder(_first(latents, model)))
@@ -75,7 +73,7 @@ def _last(x: torch.Tensor) -> np.ndarray:
     return reference.numpy(x).swapaxes(1, 2)
 
 
-def _modules(model: nn.Module, cfg: AVAEConfig) -> dict[str, dict[str, nn.Module]]:
+def _modules(model: reference.Model, cfg: AVAEConfig) -> dict[str, dict[str, reference.Model]]:
     """The reference's modules under the names of `avae.encoder_stages` and `decoder_stages`."""
     d = model.decoder
     blocks = {f"block_{i}": m for i, m in enumerate(d.block)}
@@ -90,7 +88,7 @@ def _stage(cfg: AVAEConfig) -> list[str]:
     return [*(f"block_{j}" for j in range(cfg.enc_num_blocks)), "down"]
 
 
-def _run(model: nn.Module, cfg: AVAEConfig, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
+def _run(model: reference.Model, cfg: AVAEConfig, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
     outputs, stages = {}, {}
     for what, modules in _modules(model, cfg).items():
         with reference.taps(modules) as seen:
@@ -100,7 +98,7 @@ def _run(model: nn.Module, cfg: AVAEConfig, given: dict[str, np.ndarray]) -> tup
 
 
 def golden(load: reference.Load) -> Golden:
-    """Run the reference: float32, float64 where it fits, bfloat16. A checkpoint without an encoder has only `decode`."""
+    """Run the reference: float32, float64 where it fits, bfloat16. Without an encoder there is only `decode`."""
     model = load(torch.float32)
     raw = dict(model.config)
     cfg = config(Golden(raw, {}, {}, {}))

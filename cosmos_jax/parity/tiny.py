@@ -1,9 +1,9 @@
 """Tiny Cosmos 3 checkpoints with random weights, as PyTorch folders: `python -m cosmos_jax.parity.tiny --out=DIR`.
 
-In: a family, nano or edge. Out: DIR/diffusers (transformer, vae, scheduler, sound_tokenizer, model_index.json) and
-DIR/transformers (the reasoner), written by the references' own `save_pretrained`. Every weight is random: the stock
-initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of mistakes. All shapes keep
-what a port can get wrong: odd latent sizes, hidden ≠ heads·head_dim, grouped queries, odd strides.
+In: a family, nano or edge. Out: DIR/diffusers (laid out as a released repository: transformer, vision_encoder, vae,
+scheduler, sound_tokenizer) and DIR/transformers (the reasoner), by the references' own `save_pretrained`. Every weight
+is random: the stock initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of
+mistakes. The shapes keep what a port can get wrong: hidden ≠ heads·head_dim, grouped queries, odd strides.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer, UniPCMultistepScheduler
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.models.cosmos3_omni import Cosmos3OmniConfig, Cosmos3OmniForConditionalGeneration
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cosmos_jax.codecs.wan.config import MEAN, STD
+from cosmos_jax.parity import prompts
 from cosmos_jax.parity.reference import rng
 
 NANO = dict(
@@ -47,22 +49,15 @@ SCHEDULER = {
     "nano": dict(FLOW, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.147),  # as the released Nano and Super
     "edge": dict(FLOW, flow_shift=3.0),  # with use_native_flow_schedule in model_index.json
 }
-IMAGE = 600  # id of the visual pad
-REASONER = dict(
-    text_config=dict(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        intermediate_size=80, vocab_size=640, rms_norm_eps=1e-6,
-        rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[4, 2, 2], mrope_interleaved=True),
-    ),
-    vision_config=dict(
-        depth=3, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=4, spatial_merge_size=2,
-        temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36, deepstack_visual_indexes=[0, 2],
-    ),
-    image_token_id=IMAGE, tie_word_embeddings=False,
-)  # fmt: skip
+KINDS = {  # of reasoner: its classes in transformers
+    "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
+    "cosmos3_omni": (transformers.Cosmos3OmniConfig, transformers.Cosmos3OmniForConditionalGeneration),
+    "cosmos3_edge": (transformers.Cosmos3EdgeConfig, transformers.Cosmos3EdgeForConditionalGeneration),
+}
+FAMILY = {"nano": "cosmos3_omni", "edge": "cosmos3_edge"}
 
 
-def _fill(model: nn.Module, values, seed: int) -> nn.Module:
+def _fill(model: Any, values, seed: int) -> Any:
     """Every parameter p ← values(name, unit noise of its shape)."""
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -100,7 +95,7 @@ def vae(seed: int = 4) -> AutoencoderKLWan:
 
 def sound_tokenizer(config: dict = SOUND, seed: int = 5) -> Cosmos3AVAEAudioTokenizer:
     """The sound tokeniser; weight-normalised lengths stray by 20 % from those of their directions."""
-    model = Cosmos3AVAEAudioTokenizer(**config)
+    model: Any = Cosmos3AVAEAudioTokenizer(**config)
     weights = dict(model.named_parameters())
 
     def value(name, x, p):
@@ -126,39 +121,82 @@ def scheduler(family: str) -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(**SCHEDULER[family])
 
 
-def reasoner(seed: int = 5) -> PreTrainedModel:
-    """The reasoner of Nano and Super: Qwen3-VL under its Cosmos 3 name."""
-    config = Cosmos3OmniConfig(**REASONER)
+def reasoner_config(kind: str, **other) -> transformers.PretrainedConfig:
+    """transformers' config of a tiny reasoner; `other`: settings of the outermost table."""
+    edge = kind == "cosmos3_edge"
+    rope = dict(rope_type="default", rope_theta=1e8 if edge else 5e6, mrope_section=[4, 2, 2])
+    text = dict(
+        vocab_size=640, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5 if edge else 1e-6, rope_parameters=rope,
+    )  # fmt: skip
+    vision: dict[str, Any] = dict(hidden_size=32, intermediate_size=52, patch_size=4)
+    if edge:
+        vision |= dict(num_hidden_layers=3, num_attention_heads=4, num_patches=36)
+        other = dict(projector_hidden_size=72) | other
+    else:
+        rope["mrope_interleaved"] = True
+        vision |= dict(
+            depth=4, num_heads=2, temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36,
+            deepstack_visual_indexes=[0, 2, 3],
+        )  # fmt: skip
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = dict(zip(names, prompts.TINY, strict=True))
+    config = KINDS[kind][0](text_config=text, vision_config=vision, **ids, **other)
     config._attn_implementation = "eager"
+    return config
+
+
+def reasoner(kind: str, seed: int = 5, **other) -> transformers.PreTrainedModel:
+    """Qwen3-VL, or the reasoner of Nano and Super (the same network), or of Edge."""
 
     def value(name, x, p):
         if p.ndim == 1:
             return 0.1 * x if name.endswith("bias") else 1.0 + 0.25 * x
-        embedding = "embed" in name and "patch" not in name
-        return x if embedding else x / math.sqrt(math.prod(p.shape[1:]))
+        if any(table in name for table in ("embed_tokens", "pos_embed", "position_embedding")):
+            return 0.7 * x
+        return x / math.sqrt(math.prod(p.shape[1:]))
 
-    return _fill(Cosmos3OmniForConditionalGeneration(config), value, seed)
+    return _fill(KINDS[kind][1](reasoner_config(kind, **other)), value, seed)
 
 
 def write(out: Path, family: str) -> list[Path]:
     """Both folders of a family; returns them."""
-    pipeline, index = out / "diffusers", {"_class_name": "Cosmos3OmniPipeline"}
-    parts = {
+    root = out / "diffusers"
+    index: dict[str, Any] = {"_class_name": "Cosmos3OmniPipeline"}
+    parts: dict[str, Any] = {
         "transformer": transformer(NANO if family == "nano" else EDGE), "vae": vae(), "scheduler": scheduler(family),
     }  # fmt: skip
     if family == "nano":
         parts["sound_tokenizer"] = sound_tokenizer()
     for name, part in parts.items():
-        part.save_pretrained(pipeline / name)
+        part.save_pretrained(root / name)
         index[name] = ["diffusers", type(part).__name__]
     if family == "edge":
-        index |= {"use_native_flow_schedule": True}
-    (pipeline / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
-    made = [pipeline]
+        index |= {"use_native_flow_schedule": True, "default_use_system_prompt": False}
+    (root / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+    whole = reasoner(FAMILY[family])
+    whole.save_pretrained(out / "transformers")
+    _beside(root, whole, family)
+    return [root, out / "transformers"]
+
+
+def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> None:
+    """The reasoner as a released repository has it: its eye in vision_encoder/, its text tower in transformer/, and at
+    the top a config.json and an index over both, from which transformers loads it."""
+    whole.config.save_pretrained(root)
+    names = {n: v for n, v in whole.state_dict().items() if n.startswith(("model.visual.", "model.projector."))}
     if family == "nano":
-        reasoner().save_pretrained(out / "transformers")
-        made.append(out / "transformers")
-    return made
+        names = {n.removeprefix("model.visual."): v for n, v in names.items()}
+    (root / "vision_encoder").mkdir(exist_ok=True)
+    whole.config.vision_config.save_pretrained(root / "vision_encoder")
+    save_file({n: v.contiguous() for n, v in names.items()}, root / "vision_encoder" / "model.safetensors")
+    where: dict[str, str] = {}
+    for file in ("transformer/diffusion_pytorch_model.safetensors", "vision_encoder/model.safetensors"):
+        with safe_open(root / file, "pt") as f:
+            where |= dict.fromkeys(f.keys(), file)
+    size = sum((root / file).stat().st_size for file in set(where.values()))
+    table = {"metadata": {"total_size": size}, "weight_map": where}
+    (root / "model.safetensors.index.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 def main() -> None:

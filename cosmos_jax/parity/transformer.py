@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
-from torch import nn
 
 from conversion import configs, omni
 from conversion.check import check as check_names
@@ -60,7 +60,7 @@ class Golden:
     time: np.ndarray | None = None  # [D]
 
 
-def run(model: nn.Module, kw: dict, layers: bool = False) -> Run:
+def run(model: reference.Model, kw: dict, layers: bool = False) -> Run:
     """The reference on one sample."""
     u = kw["und_len"]
     kw = reference.feed(kw, model)
@@ -75,7 +75,7 @@ def run(model: nn.Module, kw: dict, layers: bool = False) -> Run:
     return done
 
 
-def shrink(model: nn.Module) -> nn.Module:
+def shrink(model: reference.Model) -> reference.Model:
     """The reference with small activations (in place)."""
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -122,7 +122,7 @@ def _rounded(kw: dict) -> dict:
     return {k: [x.bfloat16().float() for x in v] if k in LATENTS else v for k, v in kw.items()}
 
 
-def _tables(model: nn.Module, kw: dict) -> tuple[Any, np.ndarray]:
+def _tables(model: reference.Model, kw: dict) -> tuple[Any, np.ndarray]:
     """(cos, sin) of every position, and the row of the timestep."""
     kw = reference.feed(kw, model)
     with reference.exact():
@@ -138,7 +138,7 @@ def params_of(state: dict[str, np.ndarray], cfg: ModelConfig) -> dict:
     return from_torch(omni.entries(cfg), state)
 
 
-def params(model: nn.Module, cfg: ModelConfig) -> dict:
+def params(model: reference.Model, cfg: ModelConfig) -> dict:
     return params_of({k: reference.numpy(v) for k, v in model.state_dict().items()}, cfg)
 
 
@@ -192,9 +192,9 @@ def _tables_rows(g: Golden, params: dict, cfg: ModelConfig, change: Change) -> l
     batch, u = change(inputs.batch(kw, cfg)), kw["und_len"]
     n, where = kw["sequence_length"], (NAME, "tables")
     positions = np.concatenate([batch["und_positions"][:, :, :u], batch["gen_positions"][:, :, : n - u]], 2)
-    cos, sin = (np.asarray(x)[0] for x in rope.tables(positions, cfg.rope_theta, cfg.rope_sections))
-    t = np.float32(inputs.timestep(kw))
-    ours = jax.jit(lambda p, t: cosmos._model(p, cfg).io.time(t, cfg.timestep_scale))(params, t[None, None])
+    cos, sin = (np.asarray(x)[0] for x in rope.tables(jnp.asarray(positions), cfg.rope_theta, cfg.rope_sections))
+    t = np.full((1, 1), inputs.timestep(kw), np.float32)
+    ours = jax.jit(lambda p, t: cosmos._model(p, cfg).io.time(t, cfg.timestep_scale))(params, t)
     return [
         rows.compare((*where, "rotary cosines"), cos, g.tables[0], rows.TABLES),
         rows.compare((*where, "rotary sines"), sin, g.tables[1], rows.TABLES),

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 
 from conversion.check import check as check_names
 from conversion.tree import from_torch
@@ -45,14 +44,14 @@ class Golden:
     truth: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def params(model: AutoencoderKLWan, cfg: WanConfig) -> dict:
+def params(model: reference.Model, cfg: WanConfig) -> dict:
     """The reference's weights in our tree, by the project's own name map, which is checked first."""
     state = {k: reference.numpy(v) for k, v in model.state_dict().items()}
     check_names(entries(cfg), {k: v.shape for k, v in state.items()}, abstract(cfg))
     return from_torch(entries(cfg), state)
 
 
-def _statistics(model: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(model: reference.Model) -> tuple[torch.Tensor, torch.Tensor]:
     kind = {"dtype": model.dtype, "device": model.device}
     mean = torch.tensor(model.config.latents_mean, **kind).view(1, -1, 1, 1, 1)
     return mean, (1.0 / torch.tensor(model.config.latents_std, **kind)).view(1, -1, 1, 1, 1)
@@ -66,7 +65,7 @@ def _channels_last(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, 1, -1)
 
 
-def encode(model: AutoencoderKLWan, video: np.ndarray) -> np.ndarray:
+def encode(model: reference.Model, video: np.ndarray) -> np.ndarray:
     """[B,T,H,W,3] in −1 … 1 → normalised latents [B,t,h,w,z]."""
     mean, inverse = _statistics(model)
     with reference.exact():
@@ -75,7 +74,7 @@ def encode(model: AutoencoderKLWan, video: np.ndarray) -> np.ndarray:
         )
 
 
-def decode(model: AutoencoderKLWan, latents: np.ndarray) -> np.ndarray:
+def decode(model: reference.Model, latents: np.ndarray) -> np.ndarray:
     """Normalised latents [B,t,h,w,z] → [B,T,H,W,3] in −1 … 1."""
     mean, inverse = _statistics(model)
     with reference.exact():
@@ -85,7 +84,7 @@ def decode(model: AutoencoderKLWan, latents: np.ndarray) -> np.ndarray:
 RUN = {"encode": encode, "decode": decode}
 
 
-def _modules(model: AutoencoderKLWan) -> dict[str, dict[str, torch.nn.Module]]:
+def _modules(model: reference.Model) -> dict[str, dict[str, reference.Model]]:
     """The reference's modules under the names of `network.encoder_stages` and `decoder_stages`."""
     e, d = model.encoder, model.decoder
     down = {f"down_{i}": m for i, m in enumerate(e.down_blocks)}
@@ -96,7 +95,7 @@ def _modules(model: AutoencoderKLWan) -> dict[str, dict[str, torch.nn.Module]]:
     }
 
 
-def _run(model: AutoencoderKLWan, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
+def _run(model: reference.Model, given: dict[str, np.ndarray]) -> tuple[dict, dict]:
     """(outputs, stages): the reference works through the clip in pieces, which are joined again here."""
     outputs, stages = {}, {}
     for what, modules in _modules(model).items():

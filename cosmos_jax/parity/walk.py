@@ -76,3 +76,30 @@ class Layers:
         for i in range(self.count):
             path.append(self(i, *path[-1]))
         return path
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "precision"))
+def see_start(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision):
+    """What enters the vision encoder's blocks [B,P,D], and their rotary tables (None for Edge)."""
+    eye: Any = cosmos._model(params, cfg).vit
+    return eye.embed(batch, precision)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "precision"))
+def _block(graph, weights, x, rotary, segment_ids, precision: Precision):
+    return nnx.merge(graph, weights)(x, rotary, segment_ids, precision)
+
+
+class Blocks:
+    """The vision encoder's blocks, one at a time."""
+
+    def __init__(self, params: dict, cfg: ModelConfig, batch: dict, precision: Precision):
+        self.start, self.rotary = see_start(params, cfg, batch, precision=precision)
+        eye: Any = cosmos._model(params, cfg).vit
+        self.graph, self.weights = nnx.split(eye.layers)
+        self.count, self.segments, self.precision = cfg.vision.layers, batch["vit_segment_ids"], precision
+
+    def __call__(self, i: int, x):
+        """Block i of x [B,P,D]."""
+        weights = jax.tree.map(lambda w: w[i], self.weights)
+        return _block(self.graph, weights, x, self.rotary, self.segments, self.precision)

@@ -1,5 +1,6 @@
 """`convert`: every layout to every other, byte for byte, in little memory, and never half a checkpoint."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +17,28 @@ from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTr
 from flax.traverse_util import flatten_dict
 from parity import oracle, reasoner_oracle
 
-from conversion import bench, convert, dcp, export, folder, manifest, omni, pth, reasoner, safetensors, source, weights
+from conversion import (
+    bench,
+    convert,
+    dcp,
+    export,
+    folder,
+    initialise,
+    manifest,
+    omni,
+    pth,
+    reasoner,
+    safetensors,
+    source,
+    weights,
+)
 from conversion.check import ConversionError
 from conversion.names import Entry
 from conversion.weights import Foreign, place
 from cosmos_jax import checkpoint
+from cosmos_jax import state as states
 from cosmos_jax.__main__ import main
-from cosmos_jax.config import ModelConfig
+from cosmos_jax.config import Config, ModelConfig, OptimConfig
 from cosmos_jax.model import cosmos
 
 COMPONENTS = ("transformer", "vae", "sound_tokenizer")
@@ -95,7 +111,7 @@ def test_framework_checkpoints_come_back_byte_for_byte(tiny, orbax, tmp_path):
     for layout, opened in (("dcp", dcp.open_folder), ("native", safetensors.open_folder)):
         run(orbax, tmp_path / layout, layout)
         first = opened(tmp_path / layout)
-        assert len(first) == 88 and all(k.startswith("net.") for k in first)
+        assert len(first) == 88 and all(k.startswith("net." if layout == "dcp" else "model.net.") for k in first)
         run(tmp_path / layout, tmp_path / f"{layout} in", model=cfg)
         run(tmp_path / f"{layout} in", tmp_path / f"{layout} back", layout)
         assert_same(opened(tmp_path / f"{layout} back"), first)
@@ -143,14 +159,129 @@ def test_the_reasoner_inside_a_whole_model_is_exported_alone(kind, tmp_path):
     found = folder.open_folder(tmp_path / "folder")
     assert set(found.components) == {"transformer", "vision_encoder"}
     assert found.components["transformer"].config.vision == source_cfg.vision
-    for path in (tmp_path / "folder" / "transformer").iterdir():  # the generator's bytes are not needed
-        assert path.name in ("config.json", "diffusion_pytorch_model.safetensors")
+    assert (tmp_path / "folder" / "vision_encoder" / "config.json").exists() == (kind != "cosmos3_edge")
     run(tmp_path / "folder", tmp_path / "reasoner", "transformers")
     model = reasoner_oracle.reference(kind)
-    got, info = type(model).from_pretrained(tmp_path / "reasoner", output_loading_info=True)
-    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
-    for (name, a), b in zip(got.state_dict().items(), model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    for folder_of_it in ("reasoner", "folder"):  # the repository itself has an index at its top
+        got, info = type(model).from_pretrained(tmp_path / folder_of_it, output_loading_info=True)
+        assert not any(info[k] for k in ("missing_keys", "mismatched_keys", "error_msgs")), info
+        assert not info["unexpected_keys"], info
+        for (name, a), b in zip(got.state_dict().items(), model.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_a_repository_as_the_framework_exports_it_is_read_whole(tmp_path):
+    """Edge: no config in vision_encoder/, the top one describes it, and the exporter's own fields in both configs."""
+    cfg, tree = reasoner_oracle.EDGE, reasoner_oracle.pair("cosmos3_edge")[2]
+    parts = {"transformer": (cfg, InMemory(omni.part(tree))), "vision_encoder": (cfg, InMemory({"vit": tree["vit"]}))}
+    repository = tmp_path / "edge"
+    export.write(export.plan(source.Source(tmp_path, "run", parts), "diffusers"), repository)
+    change(repository / "transformer" / "config.json", backbone_type="cosmos3_edge_nemotron_dense",
+           temporal_compression_factor=4, rope_scaling={"mrope_section": list(cfg.rope_sections)})  # fmt: skip
+    projector = dict(
+        model_type="cosmos3_edge_projector", input_hidden_size=32, merger_intermediate_size=72, out_hidden_size=48,
+        spatial_merge_size=2, use_postshuffle_norm=False,
+    )  # fmt: skip
+    change(repository / "config.json", projector_config=projector, allow_patterns_overrides=["*/*.safetensors"])
+    found = folder.open_folder(repository)
+    assert set(found.components) == {"transformer", "vision_encoder"}
+    assert found.components["vision_encoder"].config.vision == cfg.vision
+    change(repository / "config.json", projector_config=projector | {"use_postshuffle_norm": True})
+    with pytest.raises(ConversionError, match="use_postshuffle_norm = True is not supported"):
+        folder.open_folder(repository)
+    (repository / "config.json").unlink()
+    with pytest.raises(ConversionError, match="vision_encoder has no config.json, and .* describes no vision encoder"):
+        folder.open_folder(repository)
+
+
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_vision_encoder_that_transformers_saved_is_read(tmp_path):
+    """Nano's and Super's folder is `Qwen3VLVisionModel.save_pretrained`."""
+    model = reasoner_oracle.reference("qwen3_vl")
+    model.model.visual.save_pretrained(tmp_path / "vision_encoder")
+    cfg, tree = reasoner_oracle.pair("qwen3_vl")[1:]
+    plan = export.plan(source.Source(tmp_path, "run", {"transformer": (cfg, InMemory(omni.part(tree)))}), "diffusers")
+    export.write(plan, tmp_path)
+    found = folder.open_folder(tmp_path).components["vision_encoder"]
+    assert found.config.vision == cfg.vision
+    jax.tree.map(np.testing.assert_array_equal, found.load()["vit"], tree["vit"])
+
+
+def test_the_original_sound_tokeniser_file_comes_back_byte_for_byte(tiny, orbax, tmp_path):
+    """As the framework trained it: other names, alpha and beta without unit axes, wrapped, with its bottleneck."""
+    run(orbax, tmp_path / "out", "native")
+    plain = torch.load(tmp_path / "out" / "avae.pth", weights_only=True)
+    assert plain["decoder.layers.1.layers.2.layers.0.alpha"].ndim == 1
+    wrapped = {
+        "generator": plain | {"bottleneck.scale": torch.ones(1)},
+        "step": 7,
+        "discriminator": {"w": torch.ones(2)},
+    }
+    torch.save(wrapped, tmp_path / "avae.ckpt")
+    (tmp_path / "avae.json").write_text((tmp_path / "out" / "avae.json").read_text())
+    run(tmp_path / "avae.ckpt", tmp_path / "in")
+    dropped = manifest.read(tmp_path / "in")["source"]["dropped"]["sound_tokenizer"]
+    assert dropped == {
+        "generator.bottleneck.scale": "the bottleneck computes without parameters",
+        "discriminator.w": "not of the generator",
+    }
+    run(tmp_path / "in", tmp_path / "diffusers", "diffusers")
+    assert_same(*(safetensors.open_folder(p / "sound_tokenizer") for p in (tmp_path / "diffusers", tiny)))
+    assert Cosmos3AVAEAudioTokenizer.from_pretrained(tmp_path / "diffusers" / "sound_tokenizer")
+    run(tmp_path / "in", tmp_path / "again", "native")
+    assert_same(*(pth.open_file(p / "avae.pth") for p in (tmp_path / "again", tmp_path / "out")))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "cosmos3_edge"])
+def test_a_reasoner_grows_into_a_whole_model(kind, tmp_path):
+    """Both towers start as the reasoner, the rest is fresh and float32 and listed; equal to doing it in memory."""
+    tiny = reasoner_folder(tmp_path / "tiny", kind)
+    cfg = dataclasses.replace(reasoner_oracle.ours(kind), action_dim=6, sound_dim=5)
+    run(tiny, tmp_path / "orbax", model=cfg)
+    got = convert.load(tmp_path / "orbax", {"model": jax.tree.map(placed, cosmos.abstract(cfg))})["model"]
+    reasoner_only = folder.open_folder(tiny).components["reasoner"].load()
+    want, left = initialise.from_reasoner(cosmos.init(cfg, jax.random.key(3)), reasoner_only)
+    fresh = manifest.read(tmp_path / "orbax")["fresh"]
+    assert sorted(fresh["paths"]) == left and fresh["seed"] == 0
+    got, want = flatten_dict(got), flatten_dict(want)
+    for path, x in want.items():
+        if "/".join(path) not in left:
+            np.testing.assert_array_equal(got[path], x, err_msg=str(path))
+        else:
+            a, b = np.asarray(got[path]), np.asarray(x)
+            assert a.std() == pytest.approx(b.std(), rel=0.5, abs=1e-6) and a.mean() == pytest.approx(b.mean(), abs=0.1)
+            assert a.size < 2 or not a.std() or not np.array_equal(a, b)
+    run(tmp_path / "orbax", tmp_path / "diffusers", "diffusers")
+    assert Cosmos3OmniTransformer.from_pretrained(tmp_path / "diffusers" / "transformer").config.sound_dim == 5
+    with pytest.raises(
+        ConversionError, match="the reasoner has rope_theta=.* but the model that --config describes has"
+    ):
+        convert.prepare(tiny, tmp_path / "x", model=dataclasses.replace(cfg, rope_theta=3.0))
+
+
+def test_a_training_run_is_exported(tmp_path):
+    """The average where there is one (and the frozen parameters themselves), or the last parameters when asked."""
+    cfg = Config(
+        model=dataclasses.replace(reasoner_oracle.QWEN, action_dim=6, sound_dim=5), optim=OptimConfig(frozen=("vit",))
+    )
+    state = states.init(cfg)
+    state["ema"] = jax.tree.map(lambda x: x + 1, state["ema"])
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as c:
+        c.save(7, state, {}, cfg)
+    for average, by in ((None, 1), (True, 1), (False, 0)):
+        out = tmp_path / f"out {average}"
+        lines, _, work = convert.prepare(tmp_path / "run", out, "diffusers", average=average)
+        work(lambda n: None)
+        assert lines[0].startswith("step 7, the averaged" if by else "step 7, the last")
+        found = folder.open_folder(out)
+        params = found.components["transformer"].load() | found.components["vision_encoder"].load()
+        got, want = flatten_dict(params), flatten_dict(state["params"])
+        assert set(got) == set(want)
+        for path, x in want.items():
+            np.testing.assert_array_equal(got[path], x + (by if path[0] != "vit" else 0), err_msg=str(path))
 
 
 class InMemory(weights.Weights):
@@ -203,6 +334,7 @@ def test_the_manifest_accounts_for_everything(tiny, orbax):
     assert {k: c["item"] for k, c in table["components"].items()} == {
         "transformer": "model", "vae": "vae", "sound_tokenizer": "sound_tokenizer"
     }  # fmt: skip
+    assert table["source"]["tensors"]["transformer"] == {"float32": 69, "bfloat16": 19} and table["fresh"] == {}
     assert table["components"]["transformer"]["narrowed"] == {"layers/und/attn/q[1]": "bfloat16"}
     assert "Karras sigmas 200 to 0.147" in table["scheduler"]["choice"]
     assert table["prompts"] == {"convention": "diffusers", "use_system_prompt": False, "stated": True}
@@ -318,6 +450,14 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
 def bench_config(kw):
     narrower = dict(hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096)
     return ModelConfig(**kw | (narrower if kw["layers"] > 1 else {}))
+
+
+def test_zeros_are_written(tmp_path):
+    """Storage that leaves out what equals its fill value would make them look missing."""
+    plan = {"model": {("a",): checkpoint.Planned((2, 3), np.dtype(np.float32), False)}}
+    checkpoint.write_arrays(tmp_path / "w", plan, [("model", ("a",), None, np.zeros((2, 3), np.float32))])
+    got = checkpoint.load_arrays(tmp_path / "w", {"model": {"a": placed(np.ones((2, 3)))}})["model"]["a"]
+    assert got.shape == (2, 3) and not np.asarray(got).any()
 
 
 def test_every_index_is_written_once(tmp_path):

@@ -199,7 +199,7 @@ def test_only_the_tensor_that_is_read_is_in_memory(tmp_path):
 
 
 def test_cover_is_counting():
-    """Against painting the boxes into an array: random tilings, each also with one box dropped, moved, doubled or tripled."""
+    """Against painting the boxes: random tilings, each also with one box dropped, moved, doubled or tripled."""
     rng, hits = np.random.RandomState(0), 0
     for _ in range(300):
         shape = tuple(rng.randint(1, 6, size=rng.randint(0, 4)))

@@ -1,6 +1,7 @@
 """Name maps: complete for the real models, exact in both directions, and loud when something does not fit."""
 
 import importlib
+import itertools
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from parity import reasoner_oracle as reasoners
 from conversion import framework, omni, reasoner
 from conversion.check import ConversionError, check
 from conversion.initialise import from_reasoner
-from conversion.names import Entry
+from conversion.names import Entry, compact
 from conversion.tree import from_torch, to_torch
 from cosmos_jax.config import from_dict
 from cosmos_jax.model import cosmos
@@ -121,3 +122,16 @@ def test_both_towers_start_as_the_reasoner(ref):
     assert [p for p in left if not p.startswith("io/")] == (norms if ref == "EDGE" else [])
     with pytest.raises(ConversionError, match="lm_head .* does not fit the model"):
         from_reasoner(fresh, {"lm_head": trained["lm_head"][:, :3]})
+
+
+def test_copies_in_memory_order_are_exact():
+    """Every permutation of up to five axes, with gaps, with nothing, without axes; matrices larger than a strip."""
+    rng = np.random.RandomState(0)
+    views = [
+        rng.rand(*rng.randint(1, 9, n)).transpose(p) for n in range(1, 6) for p in itertools.permutations(range(n))
+    ]
+    views += [x[::2] for x in views] + [np.ones(()), np.zeros((3, 0, 2)).T, rng.rand(4099, 37).T, rng.rand(37, 8199).T]
+    for x in views:
+        y = compact(x)
+        assert y.flags.c_contiguous and y.shape == x.shape
+        np.testing.assert_array_equal(y, x)

@@ -95,6 +95,8 @@ def test_every_dtype_goes_there_and_back(tmp_path):
     back = torch.load(tmp_path / "x.pth", weights_only=True)
     assert {n: (x.dtype, raw(x)) for n, x in back.items()} == {n: (x.dtype, raw(x)) for n, x in some.items()}
     same(open_file(tmp_path / "x.pth"), some)
+    torch.save(some, tmp_path / "theirs.pth")
+    same(open_file(tmp_path / "theirs.pth"), some)
 
 
 def test_writing_holds_one_tensor_and_leaves_no_half_file(tmp_path):

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
 import pytest
 import synthetic
+from mesh import devices
 
 STEPS = 20
 MESHES = {
@@ -46,9 +45,9 @@ def main():
     checkpoint = Checkpoints(tempfile.mkdtemp())
     for name, axes in MESHES.items():
         sizes = {"data": 1, "fsdp": 1, "tp": 1, **axes}
-        devices = jax.devices()[: np.prod(list(sizes.values()))]
+        here = jax.devices()[: np.prod(list(sizes.values()))]
         cfg = synthetic.override(config, {f"mesh.{k}": v for k, v in sizes.items()})
-        built = mesh.build(cfg.mesh, devices)
+        built = mesh.build(cfg.mesh, here)
         mesh.check(cfg, built)
         with jax.set_mesh(built):
             results[name], results["compiled"][name], last = losses(cfg)
@@ -92,12 +91,7 @@ def strayed(current) -> list[str]:
 
 @pytest.fixture(scope="module")
 def results():
-    command = [sys.executable, __file__]
-    done = subprocess.run(
-        command, env=synthetic.environment(8), cwd=synthetic.ROOT, text=True, capture_output=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(devices.run(__file__, 8).splitlines()[-1])
 
 
 @pytest.mark.parametrize("mesh", [*MESHES, "accumulated"])

@@ -1,20 +1,10 @@
-"""Latents and text are the same on four devices as on one. Runs itself in a process that has four."""
+"""Latents, text and what the eyes see are the same on four devices as on one. Runs itself where there are four."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
-TESTS = pathlib.Path(__file__).resolve().parents[1]
+from mesh import devices
 
 
-def test_sampling_and_decoding_on_four_devices():
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_sampling_decoding_and_seeing_on_four_devices():
+    devices.run(__file__, 4)
 
 
 def main():
@@ -58,5 +48,30 @@ def main():
             np.testing.assert_array_equal(np.asarray(got[name])[clean], cond[f"{name}_x0"][clean])
 
 
+def eyes():
+    """Both kinds of vision encoder, and the und tower behind them."""
+    import jax
+    import numpy as np
+    from parity import reasoner_oracle as oracle
+
+    from cosmos_jax import mesh, shard
+    from cosmos_jax.config import MeshConfig
+    from cosmos_jax.model import cosmos
+
+    for cfg in (oracle.QWEN, oracle.EDGE):
+        params = jax.jit(cosmos.init, static_argnums=0)(cfg, jax.random.key(0))
+        rows = [oracle.batch(oracle.prompt(case, cfg), cfg) for case in oracle.CASES]
+        batch = {k: np.concatenate([b[k] for b in rows]) for k in rows[0]}
+        want = oracle.forward(params, cfg, batch, oracle.HIGHEST)
+        here = mesh.build(MeshConfig(1, 2, 2, 1), jax.devices())
+        with jax.set_mesh(here):
+            placed = jax.device_put(params, shard.place(cosmos.abstract(cfg), cosmos.logical_axes(cfg), here))
+            got = oracle.forward(placed, cfg, jax.device_put(batch, shard.batch_sharding(here)), oracle.HIGHEST)
+        tokens, patches = batch["und_segment_ids"] >= 0, batch["vit_segment_ids"][:, ::4] >= 0
+        for x, y, real in zip(got[:2], want[:2], (tokens, patches), strict=True):
+            assert oracle.relative(np.asarray(x)[real], np.asarray(y)[real])[0] <= 2e-6, cfg.vision.kind
+
+
 if __name__ == "__main__":
     main()
+    eyes()

@@ -1,22 +1,20 @@
 """Sampling equals diffusers: whole trajectories of a guided tiny model, and what must hold exactly.
 
-Thresholds: parity protocol §4.3 (one step of the loop: velocity 2e-6, latents 1e-6; free-running 5e-5).
+Thresholds: parity protocol §4.3 (free-running 5e-5; test_report.py compares each step alone).
 """
 
 import copy
 import functools
 
-import jax
 import numpy as np
 import pytest
 import torch
 from parity import oracle
 from parity.test_solver import diffusers_unipc
 
-from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
-from cosmos_jax.sampling import generate, guidance, schedules
-from data_pipelines.packing import patchify, unpatchify
+from cosmos_jax.sampling import generate, schedules
+from data_pipelines.packing import unpatchify
 from data_pipelines.schema import FIELDS, MODALITIES
 
 GUIDANCE, CONDITION = 6.0, dict(cond=(0,), action_cond=(1,))
@@ -109,39 +107,6 @@ def test_guided_sampling_equals_diffusers(steps):
     ours = to_reference(sample(cond, uncond, steps), kws[0])
     for name, want in path[-1].items():
         assert oracle.relative(ours[name], want)[0] <= 5e-5, name
-
-
-def test_each_step_equals_diffusers_when_fed_its_latents():
-    """Teacher-forced: the reference's latents in, our guided velocity and our next latents out."""
-    model, cfg, params = tiny()
-    kws, (cond, uncond) = branches(cfg)
-    start = {n: np.where(cond[f"{n}_noisy"][..., None], noise_of(cond)[n], cond[f"{n}_x0"]) for n in MODALITIES}
-    path, velocities = reference_loop(model, kws, to_reference(start, kws[0]), 4, 5.0)
-    schedule = schedules.unipc(4, 5.0)
-
-    @jax.jit
-    def velocity(params, x, t):
-        both = guidance.stack(cond, uncond)
-        cache = cosmos.und(params, cfg, both, precision=HIGHEST).cache
-        v = cosmos.gen(params, cfg, both, guidance.stack(x, x), np.ones((2, 2)) * t, cache, precision=HIGHEST)
-        return guidance.combine(v, GUIDANCE)
-
-    def to_ours(latents):
-        out = {n: np.zeros_like(cond[f"{n}_x0"]) for n in MODALITIES}
-        tokens = latents | {"vision": patchify(latents["vision"][0], 2), "sound": latents["sound"].T}
-        for n, x in tokens.items():
-            out[n][0, : len(x)] = x
-        return out
-
-    state = generate.start(to_ours(path[0]))
-    for i in range(4):
-        v = velocity(params, to_ours(path[i]), np.float32(schedule.timesteps[i]))
-        row = {k: r[i] for k, r in schedule.rows().items()}
-        state = jax.jit(generate.solver_step)(state._replace(x=to_ours(path[i])), v, row)
-        got_v, got_x = to_reference(v, kws[0]), to_reference(state.x, kws[0])
-        for name in MODALITIES:
-            assert oracle.relative(got_v[name], velocities[i][name])[0] <= 2e-6, (i, name)
-            assert oracle.relative(got_x[name], path[i + 1][name])[0] <= 1e-6, (i, name)
 
 
 def test_clean_tokens_stay_exact_and_invalid_elements_stay_zero():

@@ -1,6 +1,5 @@
 """The Wan 2.2 video VAE is the reference's, causal to the bit, and loses no tensor of a checkpoint."""
 
-import copy
 import functools
 import math
 import re
@@ -82,29 +81,6 @@ def test_a_prefix_needs_only_its_own_frames(run, n):
     """Bit-identical, so encoding the first frames of a clip is enough to condition on them."""
     np.testing.assert_array_equal(run("encode", n, 1), run("encode", 17, 1)[:, : 1 + n // 4])
     np.testing.assert_array_equal(run("decode", n, 1), run("decode", 17, 1)[:, :n])
-
-
-def test_bfloat16_loses_no_more_than_the_reference(world):
-    """Both against float32 on bfloat16 weights: the error of ours is at most 1.25 times that of PyTorch's."""
-    half = copy.deepcopy(world.ref).bfloat16()
-    exact, precision = copy.deepcopy(half).float(), Precision("bfloat16")
-    # the statistics of the float32 copy must be those of the bfloat16 model, not better ones
-    mean, inverse = (np.asarray(s, np.float64) for s in vae.statistics(CFG, jnp.bfloat16))
-    exact.register_to_config(latents_mean=list(mean), latents_std=list(1 / inverse))
-    params, n = oracle.params(half, CFG), 5
-    video = np.asarray(torch.from_numpy(world.video[:, :n]).bfloat16().float())
-    latents = np.asarray(torch.from_numpy(world.latents[:, :2]).bfloat16().float())
-    for ours, theirs, x in (
-        (vae.encode_step, oracle.encode, video),
-        (vae.decode_step, oracle.decode, latents),
-    ):
-        truth = theirs(exact, x)
-        mine = np.asarray(jax.jit(ours, static_argnums=(1, 4))(params, CFG, x, None, precision)[0])
-        error, bound = relative(mine, truth)[0], relative(theirs(half, x), truth)[0]
-        psnr = -10 * math.log10(np.mean(((mine - truth) / 2) ** 2))
-        print(f"{ours.__name__}: ours {error:.2e}, PyTorch's {bound:.2e}; PSNR {psnr:.1f} dB")
-        assert error <= 1.25 * bound
-    assert psnr >= 45
 
 
 def test_statistics_are_rounded_as_the_pipeline_rounds_them():

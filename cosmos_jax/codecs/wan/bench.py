@@ -68,8 +68,12 @@ def measure(cfg: WanConfig, what: str, latents: tuple[int, int], tile: int | Non
         one = need(vae.encode_local, cfg, sides, 3, precision, parts[0].window)
     else:
         one = need(vae.decode_local, cfg, (rows, cols), cfg.decoder_dims[0], precision, parts[0].window)
-    worst = [max(getattr(one, name), getattr(whole, name)) for name in ("temporary", "cache", "total")]
-    return Need(*worst, len(parts) * one.work + whole.work)
+    return Need(
+        max(one.temporary, whole.temporary),
+        max(one.cache, whole.cache),
+        max(one.total, whole.total),
+        len(parts) * one.work + whole.work,
+    )
 
 
 def main(argv: list[str] | None = None, cfg: WanConfig | None = None) -> None:

@@ -90,7 +90,8 @@ def encoder_stages(p: dict) -> dict[str, Stage]:
 def decoder_stages(p: dict) -> dict[str, Stage]:
     """The decoder in the order in which it runs."""
     up: dict[str, Stage] = {f"up_{i}": functools.partial(up_stage, p["up"][i]) for i in p["up"]}
-    return _between(p, {"mid": functools.partial(middle, p["mid"])} | up)
+    mid: dict[str, Stage] = {"mid": functools.partial(middle, p["mid"])}
+    return _between(p, mid | up)
 
 
 def _between(p: dict, body: dict[str, Stage]) -> dict[str, Stage]:
