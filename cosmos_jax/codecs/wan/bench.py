@@ -32,10 +32,12 @@ class Need:
     work: float  # floating-point operations, over all tiles
 
 
-def need(step: Callable, cfg: WanConfig, sides: tuple[int, int], channels: int, precision: Precision, *window: Window):
+def need(
+    step: Callable, cfg: WanConfig, sides: tuple[int, int], channels: int, precision: Precision, *window: Window
+) -> Need:
     """Compile `step` for inputs of these sides and channels."""
-    frames = cfg.temporal if channels == 3 else 1
-    dtype = jnp.float32 if channels in (3, cfg.z_dim) else precision.dtype
+    frames = cfg.temporal if step in (vae.encode_step, vae.encode_local) else 1
+    dtype = precision.dtype if step in (vae.encode_global, vae.decode_local) else jnp.float32  # features: as computed
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, precision.dtype), abstract(cfg))
     first, later = (jax.ShapeDtypeStruct((1, n, *sides, channels), dtype) for n in (1, frames))
     _, cache = jax.eval_shape(lambda p, x: vae.run_piece(step, p, cfg, x, None, precision, *window), params, first)
@@ -84,6 +86,12 @@ def main(argv: list[str] | None = None, cfg: WanConfig | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args(argv)
     cfg = cfg or WanConfig()
+    if (
+        min(options.height, options.width, *options.tile) < 1
+        or options.height % cfg.spatial
+        or options.width % cfg.spatial
+    ):
+        parser.error(f"height and width must be multiples of {cfg.spatial}, tiles at least 1.")
     latents = (options.height // cfg.spatial, options.width // cfg.spatial)
     precision = Precision(options.dtype)
     size, device = f"{options.height}×{options.width}", jax.default_backend()
