@@ -43,8 +43,14 @@ EXPLAINED = (  # how to read it: (words, what they mean)
     ),
     (
         "eps probe",
-        "Weights scaled by 1e-2 on both sides, so that activations are small and the eps of the norms decides: a wrong "
-        "eps, invisible otherwise, is off by 1e-2 here.",
+        "Weights scaled by 1e-2 on both sides, so that activations are small and the eps of the norms decides: a tenth "
+        "of the right eps, which passes otherwise, is 1e-2 off here.",
+    ),
+    (
+        "gradients",
+        "Of the training loss (flow matching, next-word cross entropy), by torch's autograd and by ours, on the same "
+        "noise. One row per parameter; of a stacked one, its worst layer. The threshold grows with depth like that of "
+        "the outputs. Where PyTorch has no gradient, ours must be exactly 0.",
     ),
     (
         "bfloat16",
