@@ -80,7 +80,7 @@ def component(own: list[Row]) -> str:
     for _, group in groups(own, lambda r: r.part):
         for plot, rest in groups((r for r in group if r.plot), lambda r: r.plot or ""):
             bad = rows.failures(rest)
-            note = f"closest to its threshold of the {len(rest)} rows in the chart “{plot}”"
+            note = f"the closest of {len(rest)} in the chart “{plot}”"
             shown += [(r, r.note) for r in bad] if bad else [(worst(rest), note)]
         shown += [(r, r.note) for r in group if not r.plot]
     plotted = [(r, r.note) for r in own if r.plot]

@@ -43,8 +43,8 @@ EXPLAINED = (  # how to read it: (words, what they mean)
     ),
     (
         "eps probe",
-        "Weights scaled by 1e-2 on both sides, so that activations are small and the eps of the norms decides: a wrong "
-        "eps, invisible otherwise, is off by 1e-2 here.",
+        "Weights scaled by 1e-2 on both sides, so that activations are small and the eps of the norms decides: a tenth "
+        "of the right eps, which passes otherwise, is 1e-2 off here.",
     ),
     (
         "gradients",

@@ -325,14 +325,14 @@ def test_the_published_vae_compresses_4_16_16_and_its_cache_does_not_grow():
 
     def shape_of(f, *shape):
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return jax.eval_shape(lambda p, x: f(p, cfg, x, None, Precision("bfloat16")), params, x)
+        return jax.eval_shape(lambda p, x: vae.run_piece(f, p, cfg, x, None, Precision("bfloat16")), params, x)
 
-    latents, cache = shape_of(vae.encode_chunk, 1, 189, 720, 1280, 3)
+    latents, cache = shape_of(vae.encode_step, 1, 189, 720, 1280, 3)
     assert latents.shape == (1, 48, 45, 80, 48) and latents.dtype == jnp.float32
-    assert cache == shape_of(vae.encode_chunk, 1, 5, 720, 1280, 3)[1]
-    video, cache = shape_of(vae.decode_chunk, 1, 48, 45, 80, 48)
+    assert cache == shape_of(vae.encode_step, 1, 5, 720, 1280, 3)[1]
+    video, cache = shape_of(vae.decode_step, 1, 48, 45, 80, 48)
     assert video.shape == (1, 189, 720, 1280, 3) and video.dtype == jnp.float32
-    assert cache == shape_of(vae.decode_chunk, 1, 1, 45, 80, 48)[1]
+    assert cache == shape_of(vae.decode_step, 1, 1, 45, 80, 48)[1]
 
 
 def test_config_reads_diffusers_and_refuses_what_it_does_not_implement(world):
