@@ -21,7 +21,6 @@ from pathlib import Path
 
 from conversion import export, manifest, source
 from conversion.check import ConversionError
-from conversion.weights import ahead
 from cosmos_jax import checkpoint
 from cosmos_jax.config import ModelConfig
 
@@ -68,7 +67,7 @@ def _import(origin: source.Source, dst: Path, progress: Progress) -> None:
     root = found.path if found.path.is_dir() else found.path.parent
     with appearing(dst) as partial, concurrent.futures.ThreadPoolExecutor(1) as pool:
         hashes = pool.submit(manifest.hash_files, [*used, *found.files.values()], root)
-        checkpoint.write_arrays(partial / source.WEIGHTS, items, ahead(slices), progress)
+        checkpoint.write_arrays(partial / source.WEIGHTS, items, slices, progress)
         for name, path in found.files.items():
             target = partial / source.FILES / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from conversion.check import ConversionError
 from conversion.folder import EYE
 from conversion.names import Entry
 from conversion.source import Source
-from conversion.weights import Layout, Merged, Weights, ahead, tensors
+from conversion.weights import Layout, Merged, Weights, tensors
 from cosmos_jax.codecs import avae_config
 
 SHARD = 5_000_000_000  # bytes per safetensors file, as diffusers and transformers write them
@@ -195,7 +195,7 @@ def _shards(layout: Layout) -> list[Layout]:
 
 
 def _counted(stream: Iterator[tuple[str, np.ndarray]], progress: Progress) -> Iterator[tuple[str, np.ndarray]]:
-    for name, x in ahead(stream):
+    for name, x in stream:
         yield name, x
         progress(x.nbytes)
 

@@ -7,9 +7,10 @@ only where the layers of one stacked parameter differ, and `narrowed` remembers 
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ from cosmos_jax.checkpoint import CHUNK, Planned
 
 Path = tuple[str, ...]
 T = TypeVar("T")
+WORKERS = 2  # tensors that are made in memory while another is written
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # name → dtype, shape
 
 
@@ -52,9 +54,13 @@ class Weights:
 
     def slices(self) -> Iterator[tuple[Path, int | None, np.ndarray]]:
         """Every parameter once."""
-        for path, x in self.plan().items():
-            for layer in range(x.shape[0]) if x.layered else (None,):
-                yield path, layer, compact(self.read(path, layer))
+
+        def piece(path: Path, layer: int | None):
+            return path, layer, compact(self.read(path, layer))
+
+        plan = self.plan().items()
+        keys = ((path, i) for path, x in plan for i in (range(x.shape[0]) if x.layered else (None,)))
+        return ahead(functools.partial(piece, *key) for key in keys)
 
 
 class Foreign(Weights):
@@ -136,25 +142,26 @@ def tensors(entries: Iterable[Entry], weights: Weights) -> tuple[Layout, Iterato
         shape = weights.arrays[e.path].shape
         layout[name] = (weights.dtype(e.path, e.layer), their_shape(e, shape if e.layer is None else shape[1:]))
 
-    def stream():
-        for name, parts in found.items():
-            pieces = [to_theirs(e, weights.read(e.path, e.layer)) for e in sorted(parts, key=lambda e: e.part)]
-            x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-            if name in ties:
-                same(ties[name], x, to_theirs(ties[name], weights.read(ties[name].path)))
-            yield name, x.astype(layout[name][0], copy=False)
+    def one(name: str, parts: list[Entry]):
+        pieces = [to_theirs(e, weights.read(e.path, e.layer)) for e in sorted(parts, key=lambda e: e.part)]
+        x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if name in ties:
+            same(ties[name], x, to_theirs(ties[name], weights.read(ties[name].path)))
+        return name, x.astype(layout[name][0], copy=False)
 
-    return layout, stream()
+    return layout, ahead(functools.partial(one, *item) for item in found.items())
 
 
-def ahead(stream: Iterable[T]) -> Iterator[T]:
-    """The same things (none of them None), the next one made by another thread while this one is used."""
-    source = iter(stream)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, source, None)
-        while (x := coming.result()) is not None:
-            coming = pool.submit(next, source, None)
-            yield x
+def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of the jobs in order; threads work on the next ones while one is used."""
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        coming: collections.deque[concurrent.futures.Future[T]] = collections.deque()
+        for job in jobs:
+            coming.append(pool.submit(job))
+            if len(coming) > WORKERS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def place(weights: Foreign, abstract: Mapping) -> dict:
