@@ -48,8 +48,9 @@ def is_ours(path: Path) -> bool:
     return (path / manifest.NAME).is_file() or (path / "checkpoints").is_dir()
 
 
-def open_source(path: Path, model: ModelConfig | None = None, average: bool | None = None) -> Source:
+def open_source(path: str | Path, model: ModelConfig | None = None, average: bool | None = None) -> Source:
     """Recognise what `path` holds. ConversionError, FileError or CheckpointError: one sentence."""
+    path = Path(path)
     if (path / manifest.NAME).is_file():
         not_asked(path, model, average)
         return _imported(path)

@@ -1,26 +1,21 @@
-"""Tiny PyTorch folders, written by the reference libraries themselves, every weight random."""
+"""Tiny PyTorch folders in many files, written by the reference libraries themselves, every weight random."""
 
 import json
 
-from diffusers import UniPCMultistepScheduler
-from parity import oracle, reasoner_oracle, test_avae, wan_oracle
-
-SCHEDULER = dict(
-    use_karras_sigmas=True, use_flow_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0, sigma_min=0.147
-)
+from cosmos_jax.parity import tiny
 
 
 def diffusers_folder(path, *, mixed=False):
     """transformer (in many files), vae, sound_tokenizer, scheduler, tokenizer files. mixed: bfloat16 in places."""
-    model = oracle.reference(oracle.OMNI)
+    model = tiny.transformer()
     if mixed:  # whole parameters, and one layer of a stacked one
         for name, p in model.named_parameters():
             if "mlp" in name or "layers.1.self_attn.to_q" in name:
                 p.data = p.data.bfloat16()
     model.save_pretrained(path / "transformer", max_shard_size="100KB")
-    wan_oracle.reference().save_pretrained(path / "vae")
-    test_avae.reference().save_pretrained(path / "sound_tokenizer")
-    UniPCMultistepScheduler(**SCHEDULER).save_pretrained(path / "scheduler")
+    tiny.vae().save_pretrained(path / "vae")
+    tiny.sound_tokenizer().save_pretrained(path / "sound_tokenizer")
+    tiny.scheduler("nano").save_pretrained(path / "scheduler")
     names = {"transformer": "Cosmos3OmniTransformer", "vae": "AutoencoderKLWan"}
     index = {"_class_name": "Cosmos3OmniPipeline"} | {k: ["diffusers", v] for k, v in names.items()}
     (path / "model_index.json").write_text(json.dumps(index | {"default_use_system_prompt": False}))
@@ -31,5 +26,5 @@ def diffusers_folder(path, *, mixed=False):
 
 def reasoner_folder(path, kind, **other):
     """What transformers writes for a tiny Qwen3-VL, or the reasoner of Cosmos 3, in several files."""
-    reasoner_oracle.reference(kind, **other).save_pretrained(path, max_shard_size="200KB")
+    tiny.reasoner(kind, **other).save_pretrained(path, max_shard_size="200KB")
     return path

@@ -47,6 +47,12 @@ EXPLAINED = (  # how to read it: (words, what they mean)
         "of the right eps, which passes otherwise, is 1e-2 off here.",
     ),
     (
+        "gradients",
+        "Of the training loss (flow matching, next-word cross entropy), by torch's autograd and by ours, on the same "
+        "noise. One row per parameter; of a stacked one, its worst layer. The threshold grows with depth like that of "
+        "the outputs. Where PyTorch has no gradient, ours must be exactly 0.",
+    ),
+    (
         "bfloat16",
         "Both against float32 arithmetic on the same bfloat16 weights. Two correct bfloat16 programs differ by as much "
         "as a wrong one would, so the only question is whether ours loses more than PyTorch's: at most 1.25 times.",

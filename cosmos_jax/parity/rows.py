@@ -19,6 +19,7 @@ PROBE = 5e-6  # small activations, where the norms' eps decides
 ENCODE_VIDEO, DECODE_VIDEO = 2.5e-6, 3e-6
 ENCODE_SOUND, DECODE_SOUND = 2e-6, 3e-6
 REASONER = 2.5e-6
+GRADIENT = 1e-5  # of the training loss, each parameter
 TRAJECTORY = 1.5e-6  # the solver on recorded velocities
 NEXT_LATENTS = 1e-6  # one denoising step, fed the reference's latents
 FREE_LATENTS = 5e-5  # all denoising steps on our own

@@ -31,6 +31,7 @@ from conversion.folder import Component, Folder
 from cosmos_jax.evaluate import commit
 from cosmos_jax.parity import (
     denoise,
+    gradients,
     positions,
     reasoner,
     reference,
@@ -101,6 +102,8 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
     if "transformer" in have:
         yield positions.NAME, lambda f: positions.check(alone(f.components["transformer"].config))
         yield transformer.NAME, _transformer
+        if gradients.fits(_size(have["transformer"])):
+            yield gradients.NAME, _gradients
     if folder.scheduler is not None:
         yield schedule.NAME, lambda f: schedule.check(schedule.golden(f.scheduler, index_of(f)))
         if "transformer" in have:
@@ -118,6 +121,9 @@ def missing(folder: Folder) -> list[str]:
     out = []
     if folder.layout == "diffusers" and "sound_tokenizer" not in folder.components:
         out.append("The folder has no sound_tokenizer: sound is not compared.")
+    transformer = folder.components.get("transformer")
+    if transformer and not gradients.fits(_size(transformer)):
+        out.append("Gradients are not compared: they need 16 bytes of free memory per parameter.")
     if folder.layout == "diffusers" and not _kind(folder):
         out.append("The folder has no vision_encoder with a config.json at the top: the reasoner is not compared.")
     if folder.layout == "diffusers" and folder.scheduler is None:
@@ -149,10 +155,20 @@ def params(component: Component) -> dict:
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), component.load())
 
 
+def _size(component: Component) -> int:
+    return sum(math.prod(s) for s in component.tensors.shapes.values())
+
+
 def _transformer(folder: Folder) -> list[Row]:
     component = folder.components["transformer"]
     golden = transformer.golden(_load(folder, diffusers.Cosmos3OmniTransformer, "transformer"))
     return transformer.check(golden, params(component), alone(component.config))
+
+
+def _gradients(folder: Folder) -> list[Row]:
+    component = folder.components["transformer"]
+    golden = gradients.golden(_load(folder, diffusers.Cosmos3OmniTransformer, "transformer"))
+    return gradients.check(golden, params(component), alone(component.config))
 
 
 def _denoise(folder: Folder) -> list[Row]:
@@ -211,7 +227,7 @@ def describe(folder: Folder) -> dict[str, Any]:
     """What was compared, where, with which versions; JSON-able."""
     names = ("jax", "jaxlib", "numpy", "torch", "diffusers", "transformers")
     versions = {"python": sys.version.split()[0]} | {n: importlib.metadata.version(n) for n in names}
-    sizes = {n: sum(math.prod(s) for s in c.tensors.shapes.values()) for n, c in folder.components.items()}
+    sizes = {n: _size(c) for n, c in folder.components.items()}
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),

@@ -22,13 +22,14 @@ PARTS = {
     "nano": [
         "positions and layout",
         "transformer",
+        "gradients",
         "scheduler",
         "denoising",
         "video VAE",
         "sound tokeniser",
         "reasoner",
     ],
-    "edge": ["positions and layout", "transformer", "scheduler", "denoising", "video VAE", "reasoner"],
+    "edge": ["positions and layout", "transformer", "gradients", "scheduler", "denoising", "video VAE", "reasoner"],
 }
 
 

@@ -1,4 +1,7 @@
-"""What must hold of the network beside being diffusers' (test_report.py compares it, task by task, layer by layer)."""
+"""What must hold of the network beside being diffusers' (test_report.py compares it, task by task, layer by layer).
+
+That the comparison can fail: test_mutations.py.
+"""
 
 import functools
 
@@ -10,8 +13,6 @@ from parity import oracle
 
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
-
-REL = 2e-6
 
 
 @functools.lru_cache
@@ -77,44 +78,3 @@ def test_scan_and_remat_change_nothing(change):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         scale = np.abs(np.asarray(x)).max() + 1e-12
         np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, atol=2e-6)
-
-
-MUTATIONS = {
-    "eps_times_10": dict(norm_eps=1e-5),
-    "margin": dict(),
-    "h_and_w_swapped": dict(),
-    "timestep_off_by_one": dict(),
-    "timestep_scale": dict(timestep_scale=1.0),
-    "rope_theta": dict(rope_theta=1e6),
-    "wrong_domain": dict(),
-    "no_condition": dict(),
-}
-
-
-@pytest.mark.parametrize("bug", MUTATIONS)
-def test_the_suite_can_fail(bug):
-    """Each plausible bug moves the output past the threshold that the real code keeps."""
-    import dataclasses
-
-    ref, model, cfg, params = pair("omni")
-    kw = oracle.inputs(ref)
-    batch, t = oracle.batch(kw, cfg), 437.0
-    mutant = dataclasses.replace(cfg, **MUTATIONS[bug])
-    if bug == "margin":
-        batch["gen_positions"][:, 0] -= 1
-    if bug == "h_and_w_swapped":
-        batch["gen_positions"] = batch["gen_positions"][:, [0, 2, 1]].copy()
-    if bug == "timestep_off_by_one":
-        t += 1
-    if bug == "wrong_domain":
-        batch["action_domain"][:] = 8
-    if bug == "no_condition":
-        batch["vision_noisy"][batch["vision_index"] >= 0] = True
-    good = run(params, cfg, oracle.batch(kw, cfg), np.full((1, 2), 437, np.float32), HIGHEST)
-    bad = run(params, mutant, batch, np.full((1, 2), t, np.float32), HIGHEST)
-    where = np.asarray(oracle.batch(kw, cfg)["vision_noisy"])
-    modality = "action" if bug == "wrong_domain" else "vision"
-    x, y = np.asarray(bad.velocity[modality]), np.asarray(good.velocity[modality])
-    if modality == "vision":
-        x, y = x[where], y[where]
-    assert oracle.relative(x, y)[0] > 2 * REL

@@ -14,20 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from cosmos_jax.codecs.wan.config import WanConfig
-from cosmos_jax.codecs.wan.vae import decode_pieces, encode_pieces
+from cosmos_jax.codecs.wan.vae import check_tile, decode_pieces, encode_pieces
 from cosmos_jax.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
 class WanCodec:
-    """`chunk`: latent frames per call of the device; one means two small programs for clips of every length."""
+    """`chunk`: latent frames per call of the device; one means two small programs for clips of every length.
+
+    `tile`: None, or latents per side at a time, for a device with little memory: same result, slower (`vae.encode`).
+    """
 
     cfg: WanConfig
     params: dict = field(repr=False)  # float32, or already in the compute dtype
     precision: Precision = Precision("bfloat16")  # as the latents of the published models; float32: parity
     chunk: int = 1
+    tile: int | None = None
 
     def __post_init__(self):
+        check_tile(self.tile)
         # cast once: the float32 master weights of a frozen VAE are of no use on the device
         cast = jax.tree.map(lambda p: jnp.asarray(p, self.precision.dtype), self.params)
         object.__setattr__(self, "params", cast)
@@ -40,7 +45,7 @@ class WanCodec:
         """uint8 [1+4k,H,W,3] → float32 [C,1+k,H/16,W/16]; H and W multiples of 16. ValueError otherwise."""
         if video.ndim != 4 or video.dtype != np.uint8:
             raise ValueError(f"video is {video.dtype} {video.shape}; the codec takes uint8 [frames,height,width,3].")
-        pieces = encode_pieces(self.params, self.cfg, video[None], self.precision, self.chunk)
+        pieces = encode_pieces(self.params, self.cfg, video[None], self.precision, self.chunk, self.tile)
         return _gather(pieces).transpose(3, 0, 1, 2).copy()
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -49,7 +54,8 @@ class WanCodec:
             raise ValueError(
                 f"latents have shape {latents.shape}; the codec takes [{self.channels},frames,height,width]."
             )
-        pieces = decode_pieces(self.params, self.cfg, latents.transpose(1, 2, 3, 0)[None], self.precision, self.chunk)
+        batch = latents.transpose(1, 2, 3, 0)[None]
+        pieces = decode_pieces(self.params, self.cfg, batch, self.precision, self.chunk, self.tile)
         return _gather(map(_pixels, pieces))
 
 

@@ -13,15 +13,16 @@ programs also needs its autotuner to choose alike.) Spec: model.md §9.2, refere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cosmos_jax.codecs.wan import layers as L
+from cosmos_jax.codecs.wan import network
 from cosmos_jax.codecs.wan.config import WanConfig
-from cosmos_jax.codecs.wan.network import decoder, encoder
+from cosmos_jax.codecs.wan.tiling import Window, tiles
 from cosmos_jax.precision import Precision
 
 FLOAT32 = Precision("float32")
@@ -55,25 +56,68 @@ def denormalise(z: jax.Array, cfg: WanConfig, dtype) -> jax.Array:
     return _round(_round(_round(z.astype(jnp.float32), dtype) / inverse, dtype) + mean, dtype).astype(dtype)
 
 
+def encode_local(
+    params: dict,
+    cfg: WanConfig,
+    video: jax.Array,
+    cache: dict | None,
+    precision: Precision,
+    window: Window | None = None,
+) -> tuple[jax.Array, dict]:
+    """Video → features at the size of the latents, as far as convolutions go; of a whole frame, or of one `window`."""
+    if video.dtype == jnp.uint8:
+        video = video.astype(jnp.float32) / 127.5 - 1
+    x = L.patchify(video.astype(precision.dtype), cfg.patch_size)
+    return network.chain(network.encoder_halves(params["encoder"])[0], x, cache, precision, window)
+
+
+def encode_global(
+    params: dict, cfg: WanConfig, features: jax.Array, cache: dict | None, precision: Precision
+) -> tuple[jax.Array, dict]:
+    """The features of whole frames → latents."""
+    moments, cache = network.chain(network.encoder_halves(params["encoder"])[1], features, cache, precision)
+    mean = L.conv(params["quant"], moments, precision)[..., : cfg.z_dim]  # the rest: log-variance, never sampled
+    return normalise(mean, cfg, precision.dtype), cache
+
+
 def encode_step(
     params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None, precision: Precision
 ) -> tuple[jax.Array, dict]:
     """All frames given, at once. `video`: 1+4k frames without a cache, 4k frames with that of the step before."""
-    if video.dtype == jnp.uint8:
-        video = video.astype(jnp.float32) / 127.5 - 1
-    x = L.patchify(video.astype(precision.dtype), cfg.patch_size)
-    moments, cache = encoder(params["encoder"], x, cache, precision)
-    mean = L.conv(params["quant"], moments, precision)[..., : cfg.z_dim]  # the rest: log-variance, never sampled
-    return normalise(mean, cfg, precision.dtype), cache
+    features, first = encode_local(params, cfg, video, cache, precision)
+    latents, second = encode_global(params, cfg, features, cache, precision)
+    return latents, first | second
+
+
+def decode_global(
+    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision
+) -> tuple[jax.Array, dict]:
+    """The latents of whole frames → features of the same size, after the last attention."""
+    x = L.conv(params["post_quant"], denormalise(latents, cfg, precision.dtype), precision)
+    return network.chain(network.decoder_halves(params["decoder"])[0], x, cache, precision)
+
+
+def decode_local(
+    params: dict,
+    cfg: WanConfig,
+    features: jax.Array,
+    cache: dict | None,
+    precision: Precision,
+    window: Window | None = None,
+) -> tuple[jax.Array, dict]:
+    """Features → frames; of a whole frame, or of one `window`."""
+    stages = network.decoder_halves(params["decoder"])[1]
+    patches, cache = network.chain(stages, features, cache, precision, window)
+    return L.unpatchify(patches, cfg.patch_size).astype(jnp.float32).clip(-1, 1), cache
 
 
 def decode_step(
     params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None, precision: Precision
 ) -> tuple[jax.Array, dict]:
     """All latents given, at once: n of them → 1+4(n−1) frames without a cache, 4n with that of the step before."""
-    x = L.conv(params["post_quant"], denormalise(latents, cfg, precision.dtype), precision)
-    patches, cache = decoder(params["decoder"], x, cache, precision)
-    return L.unpatchify(patches, cfg.patch_size).astype(jnp.float32).clip(-1, 1), cache
+    features, first = decode_global(params, cfg, latents, cache, precision)
+    video, second = decode_local(params, cfg, features, cache, precision)
+    return video, first | second
 
 
 def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> tuple[jax.Array, dict]:
@@ -89,83 +133,157 @@ def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> 
     return jnp.concatenate(out, 1), cache
 
 
-def encode_chunk(
-    params: dict, cfg: WanConfig, video: jax.Array, cache: dict | None = None, precision: Precision = FLOAT32
+def run_piece(
+    step: Callable,
+    params: dict,
+    cfg: WanConfig,
+    x: jax.Array,
+    cache: dict | None,
+    precision: Precision,
+    *window: Window,
 ) -> tuple[jax.Array, dict]:
-    """One piece of a clip → its latents, float32 [B,c,h,w,z], and the cache for the next piece.
+    """One piece of a clip through one of the steps above → what it makes, and the cache for the next piece.
 
-    `video`: 1+4(c−1) frames without a cache, 4c frames with the cache of the piece before. Nothing is checked here.
+    Pieces of video: 1+4(c−1) frames without a cache, 4c frames with the cache of the piece before; of anything else: c
+    latent frames. Nothing is checked here.
     """
 
-    def step(cache, frames):
-        return encode_step(params, cfg, frames, cache, precision)[::-1]
+    def one(cache, frames):
+        return step(params, cfg, frames, cache, precision, *window)[::-1]
 
-    return _one_by_one(step, video, cfg.temporal, cache)
-
-
-def decode_chunk(
-    params: dict, cfg: WanConfig, latents: jax.Array, cache: dict | None = None, precision: Precision = FLOAT32
-) -> tuple[jax.Array, dict]:
-    """One piece [B,c,h,w,z] → float32 frames in −1 … 1, and the cache for the next piece.
-
-    1+4(c−1) frames without a cache, 4c frames with the cache of the piece before. Nothing is checked here.
-    """
-
-    def step(cache, latent):
-        return decode_step(params, cfg, latent, cache, precision)[::-1]
-
-    return _one_by_one(step, latents, 1, cache)
+    return _one_by_one(one, x, cfg.temporal if step in (encode_step, encode_local) else 1, cache)
 
 
 # The cache (3.3 GB for decoding 720p in bfloat16) is given up to its successor instead of being held twice.
-_HOW: dict = dict(static_argnames=("cfg", "precision"), donate_argnames=("cache",))
-_encode_piece = jax.jit(encode_chunk, **_HOW)
-_decode_piece = jax.jit(decode_chunk, **_HOW)
+compiled_piece = jax.jit(run_piece, static_argnames=("step", "cfg", "precision"), donate_argnames=("cache",))
 
 
 def encode_pieces(
-    params: dict, cfg: WanConfig, video, precision: Precision = FLOAT32, chunk: int | None = None
+    params: dict,
+    cfg: WanConfig,
+    video,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
 ) -> Iterator[jax.Array]:
-    """Latents, `chunk` latent frames per call of the device (None: one call). `video` may stay on the host."""
+    """Latents, `chunk` latent frames per call of the device (None: one call). `video` may stay on the host.
+
+    With `tile`, the first piece appears when every tile has been through half of the encoder.
+    """
     check_video(cfg, video)
-    k, cache = cfg.temporal, None
-    for start, stop in _pieces(1 + (video.shape[1] - 1) // k, chunk):
-        piece = video[:, max(1 + k * (start - 1), 0) : 1 + k * (stop - 1)]
-        latents, cache = _encode_piece(params, cfg, piece, cache, precision)
-        yield latents
+    check_tile(tile)
+    spans = _pieces(1 + (video.shape[1] - 1) // cfg.temporal, chunk)
+    if tile is None:
+        yield from _run(encode_step, params, cfg, (video[:, f] for f in _frames(cfg, spans)), precision)
+    else:
+        yield from _run(encode_global, params, cfg, _features(params, cfg, video, precision, spans, tile), precision)
+
+
+def _features(params: dict, cfg: WanConfig, video, precision: Precision, spans: list, tile: int) -> list[np.ndarray]:
+    """The first half of the encoder, tile after tile: each a clip of its own, with a cache of its own."""
+    b, _, height, width, _ = video.shape
+    h, w, channels = height // cfg.spatial, width // cfg.spatial, cfg.encoder_dims[-1]
+    out = [np.empty((b, stop - start, h, w, channels), precision.dtype) for start, stop in spans]
+    for part in tiles(h, w, tile, network.encoder_sights(params["encoder"])):
+        rows, cols = (_times(side, cfg.patch_size) for side in part.source)
+        cache = None
+        for made, frames in zip(out, _frames(cfg, spans), strict=True):
+            x = video[:, frames, rows, cols]
+            y, cache = compiled_piece(encode_local, params, cfg, x, cache, precision, part.window)
+            made[:, :, *part.target] = y
+    return out
 
 
 def decode_pieces(
-    params: dict, cfg: WanConfig, latents, precision: Precision = FLOAT32, chunk: int | None = None
-) -> Iterator[jax.Array]:
-    """Frames, `chunk` latent frames per call of the device (None: one call). `latents` may stay on the host."""
+    params: dict,
+    cfg: WanConfig,
+    latents,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
+) -> Iterator[jax.Array | np.ndarray]:
+    """Frames, `chunk` latent frames per call of the device (None: one call). `latents` may stay on the host.
+
+    With `tile`, tiles are outside and time inside: the frames (numpy) appear when all are done.
+    """
     check_latents(cfg, latents)
+    check_tile(tile)
+    spans = _pieces(latents.shape[1], chunk)
+    source = (latents[:, start:stop] for start, stop in spans)
+    if tile is None:
+        yield from _run(decode_step, params, cfg, source, precision)
+    else:
+        features = list(map(np.asarray, _run(decode_global, params, cfg, source, precision)))
+        yield from _video(params, cfg, features, precision, spans, tile)
+
+
+def _run(step: Callable, params: dict, cfg: WanConfig, pieces: Iterable, precision: Precision) -> Iterator[jax.Array]:
     cache = None
-    for start, stop in _pieces(latents.shape[1], chunk):
-        video, cache = _decode_piece(params, cfg, latents[:, start:stop], cache, precision)
-        yield video
+    for x in pieces:
+        y, cache = compiled_piece(step, params, cfg, x, cache, precision)
+        yield y
 
 
-def encode(params: dict, cfg: WanConfig, video, precision: Precision = FLOAT32, chunk: int | None = None) -> jax.Array:
+def _video(
+    params: dict, cfg: WanConfig, features: list[np.ndarray], precision: Precision, spans: list, tile: int
+) -> list[np.ndarray]:
+    """The second half of the decoder, tile after tile: each a clip of its own, with a cache of its own."""
+    b, _, h, w, _ = features[0].shape
+    s = cfg.spatial
+    out = [np.empty((b, f.stop - f.start, s * h, s * w, 3), np.float32) for f in _frames(cfg, spans)]
+    for part in tiles(h, w, tile, network.decoder_sights(params["decoder"])):
+        rows, cols = (_times(side, cfg.patch_size) for side in part.target)
+        cache = None
+        for made, x in zip(out, features, strict=True):
+            y, cache = compiled_piece(decode_local, params, cfg, x[:, :, *part.source], cache, precision, part.window)
+            made[:, :, rows, cols] = y
+    return out
+
+
+def encode(
+    params: dict,
+    cfg: WanConfig,
+    video,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
+) -> jax.Array:
     """Video [B,1+4k,H,W,3], float in −1 … 1 or uint8 → normalised latents, float32 [B,1+k,H/16,W/16,z].
 
     Deterministic: the posterior's mean, never a sample. `chunk`: latent frames per call of the device (None: one call
     for the clip); it bounds how much of the video is on the device and changes no bit. Each distinct length of a piece
     is compiled once. `precision`: float32 unless given; the published models were trained on bfloat16 latents.
-    ValueError for a wrong shape, dtype or range.
+    `tile`: latents per side that the convolutions work on at a time, for a device with little memory; what is between
+    them and the attention then waits on the host. Equal to whole frames (None) up to round-off, and slower, because
+    tiles overlap (tiling.py). Not under `jit`. ValueError for a wrong shape, dtype, range or argument.
     """
-    return jnp.concatenate(list(encode_pieces(params, cfg, video, precision, chunk)), 1)
+    return jnp.concatenate(list(encode_pieces(params, cfg, video, precision, chunk, tile)), 1)
 
 
 def decode(
-    params: dict, cfg: WanConfig, latents, precision: Precision = FLOAT32, chunk: int | None = None
+    params: dict,
+    cfg: WanConfig,
+    latents,
+    precision: Precision = FLOAT32,
+    chunk: int | None = None,
+    tile: int | None = None,
 ) -> jax.Array:
     """Normalised latents [B,1+k,h,w,z] → video, float32 [B,1+4k,16h,16w,3] clipped to −1 … 1.
 
-    `precision`, `chunk` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value that is
-    not finite.
+    `precision`, `chunk`, `tile` as in `encode`. ValueError for a wrong shape, a dtype that is not floating, or a value
+    that is not finite.
     """
-    return jnp.concatenate(list(decode_pieces(params, cfg, latents, precision, chunk)), 1)
+    return jnp.concatenate(list(decode_pieces(params, cfg, latents, precision, chunk, tile)), 1)
+
+
+def _frames(cfg: WanConfig, spans: list) -> list[slice]:
+    """The frames of each span of latents."""
+    k = cfg.temporal
+    return [slice(max(1 + k * (start - 1), 0), 1 + k * (stop - 1)) for start, stop in spans]
+
+
+def _times(s: slice, factor: int) -> slice:
+    return slice(s.start * factor, s.stop * factor)
 
 
 def _pieces(latents: int, chunk: int | None) -> list[tuple[int, int]]:
@@ -173,6 +291,12 @@ def _pieces(latents: int, chunk: int | None) -> list[tuple[int, int]]:
         raise ValueError(f"chunk={chunk} latent frames at a time is not possible; give at least 1, or None for all.")
     step = chunk or latents
     return [(i, min(i + step, latents)) for i in range(0, latents, step)]
+
+
+def check_tile(tile: int | None) -> None:
+    """ValueError with one sentence unless `tile` is None or a positive integer."""
+    if tile is not None and (not isinstance(tile, int) or tile < 1):
+        raise ValueError(f"tile={tile!r} latents per side is not possible; give at least 1, or None for whole frames.")
 
 
 def check_video(cfg: WanConfig, video) -> None:
