@@ -44,12 +44,8 @@ def dots(found: list[Row]) -> str:
         y = 24 + step * k
         out.append(f'<text class="title" x="{left - 16}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         for i, r in enumerate(r for r in found if r.component == name):
-            out.append(_dot(r, px(_share(r)), y + (i * 7 % 19) - 9))
+            out.append(_dot(r, px(r.share), y + (i * 7 % 19) - 9))
     return f'<svg {FONT} viewBox="0 0 {width} {height}" role="img" aria-label="{LABEL}">{"".join(out)}</svg>'
-
-
-def _share(r: Row) -> float:
-    return r.rel / r.limit if r.limit else (0.0 if r.passed else math.inf)
 
 
 def _dot(r: Row, x: float, y: float) -> str:

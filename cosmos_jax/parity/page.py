@@ -6,7 +6,6 @@ In: a `run.Result`, its verdict, the explanations. Out: HTML.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -154,7 +153,7 @@ def worst(found: Iterable[Row]) -> Row:
     measured = [r for r in whole if r.floor]
     if measured and not rows.failures(whole):
         whole = measured
-    return max(whole, key=lambda r: r.rel / r.limit if r.limit else (0.0 if r.passed else math.inf))
+    return max(whole, key=lambda r: r.share)
 
 
 def half(found: Iterable[Row]) -> str:

@@ -90,11 +90,12 @@ def rounded(load: Load) -> Model:
 
 
 def fits_float64(parameters: int) -> bool:
-    """Whether a model of so many parameters can be held twice over in float64 beside everything else."""
+    """Whether a model of so many parameters can be held twice over in float64: on a GPU in what is free, else in half
+    of the machine's memory."""
     if device().type == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return 16 * parameters < free
 
 

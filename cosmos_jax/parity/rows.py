@@ -62,6 +62,13 @@ class Row:
         return self.rel <= self.limit and (self.peak_limit is None or self.peak <= self.peak_limit)
 
     @property
+    def share(self) -> float:
+        """The error in thresholds; infinite for a NaN, and for what should be equal and is not."""
+        if not self.limit:
+            return 0.0 if self.passed else math.inf
+        return math.inf if math.isnan(self.rel) else self.rel / self.limit
+
+    @property
     def verdict(self) -> str:
         return "pass" if self.passed else "FAIL"
 
@@ -107,7 +114,7 @@ def compare(
 
 
 def exact(where: tuple[str, str, str], ours, want, note: str = "") -> Row:
-    """Equal in every element, shape and sign of structure included; relL2 is shown, 0 is required."""
+    """Equal in shape and in every element; relL2 is shown, 0 is required."""
     ours, want = np.asarray(ours), np.asarray(want)
     if ours.shape == want.shape and np.array_equal(ours, want):
         return Row(*where, 0.0, 0.0, 0.0, note=note)

@@ -15,7 +15,7 @@ import pytest
 from conversion import folder
 from cosmos_jax import parity
 from cosmos_jax.__main__ import main
-from cosmos_jax.parity import denoise, reference, rows, schedule, sound, tiny, transformer
+from cosmos_jax.parity import denoise, reference, report, rows, run, schedule, sound, tiny, transformer
 from cosmos_jax.parity.rows import BFLOAT16
 
 PARTS = {
@@ -147,6 +147,16 @@ def test_a_bfloat16_row_compares_with_pytorchs_own_error():
     for ours, passed in ((1.010, True), (1.012, True), (1.013, False), (np.nan, False)):
         row = rows.half(("c", BFLOAT16, "w"), truth * ours, truth * 1.01, truth)
         assert row.passed is passed, ours
+
+
+def test_a_nan_fails_and_can_be_drawn(tmp_path):
+    good = rows.compare(("c", "p", "good"), np.ones(4), np.ones(4) + 1e-7, 2e-6)
+    bad = rows.compare(("c", "p", "bad"), np.full(4, np.nan), np.ones(4), 2e-6)
+    assert good.passed and not bad.passed and bad.share == np.inf
+    facts = run.describe(folder.Folder(tmp_path, "diffusers", {}, {}))
+    report.write(run.Result([good, bad], facts), tmp_path)
+    assert json.loads((tmp_path / "rows.json").read_text())["first_divergence"]["what"] == "bad"
+    assert "1 of 2 rows FAIL. First divergence: c, p: bad" in (tmp_path / "report.md").read_text()
 
 
 def test_a_failing_row_is_exit_code_1(checkpoint, tmp_path, monkeypatch, capsys):
