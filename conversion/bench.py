@@ -69,9 +69,8 @@ def _resident() -> float:
     return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run(scratch: Path, layers: int) -> dict[str, dict[str, float]]:
+def run(scratch: Path, cfg: ModelConfig) -> dict[str, dict[str, float]]:
     """name → {seconds, bytes}; and "model" → {bytes}. The scratch directory is emptied again."""
-    cfg = ModelConfig(name="bench", layers=layers, vocab=32768)
     tiny = ModelConfig(name="tiny", layers=1, hidden=64, heads=2, kv_heads=1, mlp=64, vocab=64)
     here = Path(tempfile.mkdtemp(dir=scratch))
     try:
@@ -110,7 +109,7 @@ def main() -> None:
     parser.add_argument("--dir", required=True, type=Path, help="where there is room for three times the model")
     parser.add_argument("--layers", type=int, default=4, help="layers of Nano's shape (default 4: 3.6 GB)")
     options = parser.parse_args()
-    results = run(options.dir, options.layers)
+    results = run(options.dir, ModelConfig(name="bench", layers=options.layers, vocab=32768))
     size = results.pop("model")["bytes"]
     copy = results["copy the files"]["seconds"]
     print(f"{size / 1e9:.2f} GB in bfloat16, {options.layers} layers; came back byte for byte")

@@ -53,7 +53,7 @@ class Folder:
     components: dict[str, Component]
     files: dict[str, Path]  # relative name → configs and tokenizer files beside the weights
     scheduler: dict | None = None  # scheduler_config.json
-    index: dict | None = None  # model_index.json
+    index: dict | None = None  # model_index.json, with `distilled_sigmas` of modular_model_index.json
     naming: str = ""  # of a reasoner's tensors, one of reasoner.NAMINGS
 
 
@@ -88,6 +88,9 @@ def _diffusers(path: Path, model: ModelConfig | None, average: bool | None) -> F
         name = CLASSES[_json(path / "config.json")["_class_name"]]
         return Folder(path, "diffusers", {name: READERS[name](path, None)}, _files(path))
     index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else None
+    modular = path / "modular_model_index.json"
+    if index is not None and modular.is_file() and (sigmas := _json(modular).get("distilled_sigmas")):
+        index["distilled_sigmas"] = sigmas
     for name, value in (index or {}).items():
         if name in (*READERS, EYE) and name not in parts and isinstance(value, list) and value[0] is not None:
             raise ConversionError(f"{path}: model_index.json names {name}, but {name}/config.json is not there.")

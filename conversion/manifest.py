@@ -63,12 +63,9 @@ def scheduler(folder: Folder) -> dict | None:
     """The checkpoint's own scheduler file, and one line that says what it asks for."""
     if folder.scheduler is None:
         return None
-    native = bool((folder.index or {}).get("use_native_flow_schedule", False))
-    modular = folder.files.get("modular_model_index.json")
-    sigmas = json.loads(modular.read_text()).get("distilled_sigmas") if modular else None
-    distilled = sigmas or folder.scheduler.get("fixed_step_sampler_config")
-    _, line = scheduler_config.from_config(folder.scheduler, None if distilled else 35, native=native, sigmas=sigmas)
-    return {"config": folder.scheduler, "native_flow_schedule": native, "distilled_sigmas": sigmas, "choice": line}
+    _, line = scheduler_config.of_checkpoint(folder.scheduler, folder.index or {})
+    index = {k: v for k, v in (folder.index or {}).items() if k in ("use_native_flow_schedule", "distilled_sigmas")}
+    return {"config": folder.scheduler, "index": index, "choice": line}
 
 
 def prompts(folder: Folder) -> dict | None:

@@ -19,7 +19,7 @@ from cosmos_jax.model import cosmos
 from cosmos_jax.parity import inputs, reference, rows, schedule
 from cosmos_jax.parity.rows import Row
 from cosmos_jax.precision import HIGHEST, Precision
-from cosmos_jax.sampling import generate, guidance
+from cosmos_jax.sampling import generate, guidance, scheduler_config
 from cosmos_jax.sampling.schedules import Schedule
 
 NAME, GUIDANCE = "denoising", 6.0
@@ -52,7 +52,7 @@ def golden(load: reference.Load, config: dict, index: dict) -> Golden:
     kws = [inputs.inputs(ref, und_len=n, **CONDITIONS) for n in CAPTIONS]  # type: ignore[arg-type]
     kws[1]["input_ids"] = kws[1]["input_ids"] + 11
     made, _ = schedule.build(config, index)
-    distilled = schedule.fixed(config, index) is not None
+    distilled = scheduler_config.fixed_sigmas(config, index) is not None
     g = Golden(kws, config, index, 1.0 if distilled else GUIDANCE)
     x = {n: kws[0][f"{n}_tokens"][0] for n in inputs.present(kws[0])}
     x["vision"] = x["vision"][0]

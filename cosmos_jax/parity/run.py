@@ -61,7 +61,7 @@ class Result:
 def prepare(folder: Folder, out: Path, what: str) -> Callable[[], int]:
     """Check what can be checked before any model is loaded."""
     if folder.scheduler is not None:
-        schedule.ours(folder.scheduler, index_of(folder))  # refuses a scheduler that we do not have
+        schedule.ours(folder.scheduler, folder.index or {})  # refuses a scheduler that we do not have
 
     def work() -> int:
         result = compare(folder)
@@ -105,7 +105,7 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
         if gradients.fits(_size(have["transformer"])):
             yield gradients.NAME, _gradients
     if folder.scheduler is not None:
-        yield schedule.NAME, lambda f: schedule.check(schedule.golden(f.scheduler, index_of(f)))
+        yield schedule.NAME, lambda f: schedule.check(schedule.golden(f.scheduler, f.index or {}))
         if "transformer" in have:
             yield denoise.NAME, _denoise
     if "vae" in have:
@@ -134,15 +134,6 @@ def missing(folder: Folder) -> list[str]:
 def alone(cfg):
     """The transformer without the vision encoder, which lies in a folder of its own and takes no part in denoising."""
     return dataclasses.replace(cfg, vision=None)
-
-
-def index_of(folder: Folder) -> dict:
-    """model_index.json, with the fixed sigmas that a distilled checkpoint keeps in modular_model_index.json."""
-    index = dict(folder.index or {})
-    other = folder.files.get("modular_model_index.json")
-    if other and (sigmas := json.loads(other.read_text()).get("distilled_sigmas")):
-        index["distilled_sigmas"] = sigmas
-    return index
 
 
 def place(folder: Folder, name: str) -> Path:
@@ -174,7 +165,7 @@ def _gradients(folder: Folder) -> list[Row]:
 def _denoise(folder: Folder) -> list[Row]:
     component = folder.components["transformer"]
     load = _load(folder, diffusers.Cosmos3OmniTransformer, "transformer")
-    golden = denoise.golden(load, folder.scheduler or {}, index_of(folder))
+    golden = denoise.golden(load, folder.scheduler or {}, folder.index or {})
     return denoise.check(golden, params(component), alone(component.config))
 
 

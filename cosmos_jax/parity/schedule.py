@@ -45,18 +45,13 @@ class Golden:
     note: str = ""
 
 
-def fixed(config: dict, index: dict) -> list[float] | None:
-    """The list of sigmas that a distilled checkpoint fixes; None for the others."""
-    return (config.get("fixed_step_sampler_config") or {}).get("t_list") or index.get("distilled_sigmas")
-
-
 def build(config: dict, index: dict) -> tuple[Any, str]:
     """(diffusers' scheduler with its timesteps set, a note).
 
     index: `model_index.json`, which may ask for the native grid, with `distilled_sigmas` of `modular_model_index.json`.
     diffusers has no class for Edge's scheduler, whose grid is therefore handed to its UniPC.
     """
-    name, sigmas = config.get("_class_name"), fixed(config, index)
+    name, sigmas = config.get("_class_name"), scheduler_config.fixed_sigmas(config, index)
     fields = {k: v for k, v in config.items() if not k.startswith("_")}
     if name == scheduler_config.EULER:
         solver = diffusers.FlowMatchEulerDiscreteScheduler.from_config(fields)
@@ -75,9 +70,7 @@ def build(config: dict, index: dict) -> tuple[Any, str]:
 
 def ours(config: dict, index: dict) -> tuple[Schedule, str]:
     """Our schedule, and the line that describes it."""
-    native = bool(index.get("use_native_flow_schedule")) and config.get("_class_name") == scheduler_config.UNIPC
-    sigmas = fixed(config, index)
-    return scheduler_config.from_config(config, None if sigmas else STEPS, native=native, sigmas=sigmas)
+    return scheduler_config.of_checkpoint(config, index, STEPS)
 
 
 def fresh(solver: Any, shape: tuple[int, ...], count: int, seed: int = SEED) -> tuple[dict, np.ndarray | None]:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from cosmos_jax.codecs.wan.config import MEAN, STD
 from cosmos_jax.parity import prompts
 from cosmos_jax.parity.reference import rng
+from cosmos_jax.sampling import scheduler_config
 
 NANO = dict(
     head_dim=16, hidden_size=48, intermediate_size=80, latent_channel=8, latent_patch_size=2, num_attention_heads=4,
@@ -171,8 +172,13 @@ def write(out: Path, family: str) -> list[Path]:
     for name, part in parts.items():
         part.save_pretrained(root / name)
         index[name] = ["diffusers", type(part).__name__]
-    if family == "edge":
+    if family == "edge":  # as released: a scheduler class that is in no diffusers release
         index |= {"use_native_flow_schedule": True, "default_use_system_prompt": False}
+        index["scheduler"] = ["diffusers", scheduler_config.EDGE]
+        file = root / "scheduler" / "scheduler_config.json"
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"_class_name": scheduler_config.EDGE}, indent=1) + "\n"
+        )
     (root / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
     whole = reasoner(FAMILY[family])
     whole.save_pretrained(out / "transformers")
@@ -188,7 +194,8 @@ def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> Non
     if family == "nano":
         names = {n.removeprefix("model.visual."): v for n, v in names.items()}
     (root / "vision_encoder").mkdir(exist_ok=True)
-    whole.config.vision_config.save_pretrained(root / "vision_encoder")
+    if family == "nano":  # Edge's eye is described at the top alone
+        whole.config.vision_config.save_pretrained(root / "vision_encoder")
     save_file({n: v.contiguous() for n, v in names.items()}, root / "vision_encoder" / "model.safetensors")
     where: dict[str, str] = {}
     for file in ("transformer/diffusion_pytorch_model.safetensors", "vision_encoder/model.safetensors"):

@@ -93,6 +93,21 @@ def from_config(
     )
 
 
+def of_checkpoint(config: dict[str, Any], index: dict[str, Any], steps: int = 35) -> tuple[Schedule, str]:
+    """`from_config` with what a checkpoint's index says beside its scheduler file.
+
+    index: `model_index.json`, with `distilled_sigmas` of `modular_model_index.json`. steps: unless it is distilled.
+    """
+    native = bool(index.get("use_native_flow_schedule")) and config.get("_class_name") == UNIPC
+    sigmas = fixed_sigmas(config, index)
+    return from_config(config, None if sigmas else steps, native=native, sigmas=sigmas)
+
+
+def fixed_sigmas(config: dict[str, Any], index: dict[str, Any]) -> list[float] | None:
+    """The list that a distilled checkpoint states, in either file."""
+    return (config.get("fixed_step_sampler_config") or {}).get("t_list") or index.get("distilled_sigmas")
+
+
 def _read(config: dict[str, Any], kind: str) -> Fields:
     """The honoured fields with their defaults filled in; ValueError for a field or value that is not honoured."""
     for name in NEEDED if kind == "unipc" else ():

@@ -57,16 +57,17 @@ def eyes():
     from cosmos_jax import mesh, shard
     from cosmos_jax.config import MeshConfig
     from cosmos_jax.model import cosmos
+    from cosmos_jax.precision import HIGHEST
 
     for cfg in (oracle.QWEN, oracle.EDGE):
         params = jax.jit(cosmos.init, static_argnums=0)(cfg, jax.random.key(0))
         rows = [oracle.batch(oracle.prompt(case, cfg), cfg) for case in oracle.CASES]
         batch = {k: np.concatenate([b[k] for b in rows]) for k in rows[0]}
-        want = oracle.forward(params, cfg, batch, oracle.HIGHEST)
+        want = oracle.forward(params, cfg, batch, HIGHEST)
         here = mesh.build(MeshConfig(1, 2, 2, 1), jax.devices())
         with jax.set_mesh(here):
             placed = jax.device_put(params, shard.place(cosmos.abstract(cfg), cosmos.logical_axes(cfg), here))
-            got = oracle.forward(placed, cfg, jax.device_put(batch, shard.batch_sharding(here)), oracle.HIGHEST)
+            got = oracle.forward(placed, cfg, jax.device_put(batch, shard.batch_sharding(here)), HIGHEST)
         tokens, patches = batch["und_segment_ids"] >= 0, batch["vit_segment_ids"][:, ::4] >= 0
         for x, y, real in zip(got[:2], want[:2], (tokens, patches), strict=True):
             assert oracle.relative(np.asarray(x)[real], np.asarray(y)[real])[0] <= 2e-6, cfg.vision.kind
