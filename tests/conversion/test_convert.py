@@ -436,7 +436,7 @@ def test_a_failing_conversion_removes_what_it_wrote(tiny, tmp_path, monkeypatch)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """0.4 GB through at most 16 MB in flight, in a process of its own: what is added stays far below the model."""
+    """0.8 GB through at most 16 MB in flight, in a process of its own: what is added stays far below the model."""
     code = """
 import json, pathlib, sys
 from conversion import bench
@@ -446,12 +446,14 @@ checkpoint.IN_FLIGHT = 16 << 20
 cfg = ModelConfig(name="bench", layers=12, hidden=1024, heads=8, kv_heads=4, mlp=4096, vocab=4096)
 print(json.dumps(bench.run(pathlib.Path(sys.argv[1]), cfg)))
 """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    env = os.environ | {"MALLOC_ARENA_MAX": "2"}  # what glibc hoards for each thread is not what is measured
+    command = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     results = json.loads(done.stdout.splitlines()[-1])
     size = results["model"]["bytes"]
-    assert size > 0.35e9
+    assert size > 0.75e9
     for name in ("PyTorch to Orbax", "Orbax to PyTorch"):
-        assert results[name]["bytes"] < 0.4 * size, (name, results)
+        assert results[name]["bytes"] < size / 3, (name, results)
 
 
 def test_zeros_are_written(tmp_path):
