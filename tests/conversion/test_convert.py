@@ -1,8 +1,10 @@
 """`convert`: every layout to every other, byte for byte, in little memory, and never half a checkpoint."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,8 +328,6 @@ def test_the_manifest_accounts_for_everything(tiny, orbax):
     used = [p for p in tiny.rglob("*") if p.suffix in (".safetensors", ".json") and "index" not in p.suffixes[0]]
     stated = set(table["source"]["sha256"])
     assert stated == {str(p.relative_to(tiny)) for p in used if not p.name.endswith(".index.json")}
-    import hashlib
-
     one = "transformer/config.json"
     assert table["source"]["sha256"][one] == hashlib.sha256((tiny / one).read_bytes()).hexdigest()
     assert {k: c["item"] for k, c in table["components"].items()} == {
@@ -340,10 +340,26 @@ def test_the_manifest_accounts_for_everything(tiny, orbax):
     assert table["action_statistics"] is None and table["versions"]["jax"] == jax.__version__
 
 
+def test_a_distilled_checkpoint_keeps_its_own_sigmas(tiny, tmp_path):
+    """They are stated in modular_model_index.json, and nothing else fits them."""
+    copy = tmp_path / "distilled"
+    shutil.copytree(tiny / "vae", copy / "vae")
+    euler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "stochastic_sampling": True}
+    (copy / "scheduler").mkdir()
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(euler))
+    (copy / "model_index.json").write_text(json.dumps({"_class_name": "Cosmos3OmniPipeline"}))
+    (copy / "modular_model_index.json").write_text(json.dumps({"distilled_sigmas": [1.0, 0.9375, 0.8333, 0.625]}))
+    found = folder.open_folder(copy)
+    stated = manifest.scheduler(found)
+    assert "4 steps, fixed sigmas" in stated["choice"] and "fresh noise" in stated["choice"]
+    assert stated["index"] == {"distilled_sigmas": [1.0, 0.9375, 0.8333, 0.625]}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(euler | {"shiftt": 2}))
+    with pytest.raises(ValueError, match="shiftt=2 is a field that this version does not know"):
+        convert.prepare(copy, tmp_path / "out")
+
+
 def test_only_what_a_job_needs_is_read(orbax, tmp_path):
     """The reasoner loads with every array of the generator gone; the generator then does not."""
-    import shutil
-
     shutil.copytree(orbax, tmp_path / "copy")
     cfg = source.open_source(orbax).components["transformer"][0]
     whole = jax.tree.map(placed, cosmos.abstract(cfg))
@@ -495,8 +511,6 @@ def test_mistakes_are_one_sentence(words, message, tiny, orbax, tmp_path, capsys
 
 
 def test_a_component_that_is_named_but_absent_or_unknown_is_refused(tiny, tmp_path):
-    import shutil
-
     shutil.copytree(tiny, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "vae")
     with pytest.raises(ConversionError, match="model_index.json names vae, but vae/config.json is not there"):
