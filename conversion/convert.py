@@ -54,7 +54,7 @@ def prepare(
             export.write(chosen, partial, progress)
 
     left = [f"not in {dst}: {line}" for line in chosen.left]
-    return [*lines, *left], _size(origin), work
+    return [*lines, *left], export.size(chosen), work
 
 
 def _import(origin: source.Source, dst: Path, progress: Progress) -> None:

@@ -44,6 +44,12 @@ def plan(source: Source, layout: str) -> Plan:
     return LAYOUTS[layout](source)
 
 
+def size(chosen: Plan) -> int:
+    """Bytes of the tensors that will be written."""
+    layouts = (tensors(entries, weights)[0] for _, _, entries, weights in chosen.weights)
+    return sum(safetensors.nbytes(*x) for layout in layouts for x in layout.values())
+
+
 def write(chosen: Plan, out: Path, progress: Progress = lambda nbytes: None) -> None:
     """Fill the folder `out`."""
     listed: dict[str, str] = {}
