@@ -67,6 +67,7 @@ def open_folder(path: str | Path, model: ModelConfig | None = None, average: boo
     if not path.exists():
         raise ConversionError(f"{path} does not exist; give the folder or the .pth file of a checkpoint.")
     if path.is_file():
+        not_asked(path, model, average)
         return _original_file(path)
     for recognised, read in LAYOUTS:
         if recognised(path):
@@ -84,6 +85,8 @@ def _diffusers(path: Path, model: ModelConfig | None, average: bool | None) -> F
     parts = {name: path / name for name in READERS if (path / name / "config.json").is_file()}
     if any((path / EYE).glob("*.safetensors")):  # Edge's has no config.json: the one at the top describes it
         parts[EYE] = path / EYE
+    if not parts and not _is_single(path):
+        raise ConversionError(f"{path} has a model_index.json, but none of {', '.join((*READERS, EYE))} is there.")
     if not parts:
         name = CLASSES[_json(path / "config.json")["_class_name"]]
         return Folder(path, "diffusers", {name: READERS[name](path, None)}, _files(path))
@@ -213,10 +216,14 @@ CLASSES = {
 MODELS = ("qwen3_vl", "cosmos3_omni", "cosmos3_edge")
 
 
-def _is_diffusers(path: Path) -> bool:
+def _is_single(path: Path) -> bool:
+    """The folder of one component."""
     config = path / "config.json"
-    single = config.is_file() and _json(config).get("_class_name") in CLASSES
-    return single or (path / "model_index.json").is_file() or (path / "transformer" / "config.json").is_file()
+    return config.is_file() and _json(config).get("_class_name") in CLASSES
+
+
+def _is_diffusers(path: Path) -> bool:
+    return _is_single(path) or (path / "model_index.json").is_file() or (path / "transformer" / "config.json").is_file()
 
 
 def _is_dcp(path: Path) -> bool:

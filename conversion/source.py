@@ -55,6 +55,7 @@ def open_source(path: str | Path, model: ModelConfig | None = None, average: boo
         not_asked(path, model, average)
         return _imported(path)
     if (path / "checkpoints").is_dir():
+        not_asked(path, model, None)  # a run has an average and last parameters, as --params says
         return _run(path, average)
     found = open_folder(path, model, average)
     components: dict[str, tuple[Any, Weights]] = {k: (c.config, c.weights()) for k, c in found.components.items()}
@@ -85,12 +86,13 @@ def _grown(origin: Source, model: ModelConfig) -> Source:
 
 def _imported(path: Path) -> Source:
     table = manifest.read(path)
+    items = {c["item"] for c in table["components"].values()}
+    stores = {name: checkpoint.open_arrays(path / WEIGHTS, name) for name in items}
     components = {}
     for name, c in table["components"].items():
         cfg = from_dict(c["config"], CONFIGS.get(name, ModelConfig), name)
-        stores = checkpoint.open_arrays(path / WEIGHTS, c["item"])
-        own = {"/".join(k): x for k, x in stores.items()}
-        components[name] = (cfg, Stored({tuple(k.split("/")): own[k] for k in c["paths"]}, c["narrowed"]))
+        paths = [tuple(k.split("/")) for k in c["paths"]]
+        components[name] = (cfg, Stored({k: stores[c["item"]][k] for k in paths}, c["narrowed"]))
     files = {name: path / FILES / name for name in table["files"]}
     return Source(path, table["source"]["layout"], components, files, naming=table["source"]["naming"])
 
