@@ -7,11 +7,10 @@ exist: `entries` (diffusers) and `entries_original` (cosmos-framework's own file
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from typing import Any
 
-from conversion.names import Entry
+from conversion.names import Entry, rename
 from cosmos_jax.codecs.avae_config import CHANNELS, AVAEConfig
 from cosmos_jax.codecs.avae_params import DILATIONS
 
@@ -45,11 +44,8 @@ def entries_original(cfg: AVAEConfig, prefix: str = "") -> list[Entry]:
     ]
     out = []
     for e in entries(cfg):
-        name = e.source
-        for pattern, new in rules:
-            name = re.sub(pattern, new, name)
         flat = dataclasses.replace(e, view=None, shape=None) if e.path[-1] in ("alpha", "beta") else e
-        out.append(dataclasses.replace(flat, source=prefix + name))
+        out.append(dataclasses.replace(flat, source=prefix + rename(e.source, rules)))
     return out
 
 

@@ -10,12 +10,12 @@ import dataclasses
 import re
 
 from conversion import omni, reasoner
-from conversion.names import Entry
+from conversion.names import Entry, rename
 from cosmos_jax.config import ModelConfig
 
 PREFIXES = ("model.net_ema.", "net_ema.", "model.net.", "net.")  # of all names; an average comes first
 VISUAL = "language_model.visual."
-RULES = [  # diffusers → framework; the first pattern that matches a name rewrites it
+RULES = [  # diffusers → framework; one of them matches each name
     (r"^(layers\.\d+\.self_attn)\.add_([qkv])_proj\.", r"language_model.model.\1.\2_proj_moe_gen."),
     (r"^(layers\.\d+\.self_attn)\.to_add_out\.", r"language_model.model.\1.o_proj_moe_gen."),
     (r"^(layers\.\d+\.self_attn)\.norm_added_([qk])\.", r"language_model.model.\1.\2_norm_moe_gen."),
@@ -45,7 +45,6 @@ def entries(cfg: ModelConfig, prefix: str = "net.") -> list[Entry]:
 
 
 def _rename(name: str) -> str:
-    for pattern, new in RULES:
-        if re.match(pattern, name):
-            return re.sub(pattern, new, name)
-    raise KeyError(f"{name!r} has no name in the framework's layout; add it to RULES.")
+    if not any(re.match(pattern, name) for pattern, _ in RULES):
+        raise KeyError(f"{name!r} has no name in the framework's layout; add it to RULES.")
+    return rename(name, RULES)

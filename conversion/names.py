@@ -13,7 +13,10 @@ Every piece has one entry, and may have one more that is `tied`: then two parame
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +71,13 @@ def their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     axes = range(len(shape)) if entry.axes is None else np.argsort(entry.axes)
     first, *rest = (shape[i] for i in axes)
     return (first * entry.parts, *rest)
+
+
+def rename(name: str, rules: Iterable[tuple[str, Any]]) -> str:
+    """`re.sub` of every (pattern, replacement) in turn: how one layout's names become another's."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def compact(x: np.ndarray) -> np.ndarray:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping
 
 from conversion import configs
-from conversion.names import Entry
+from conversion.names import Entry, rename
 from conversion.omni import MLP, dense, tower_layer
 from cosmos_jax.config import ModelConfig
 
@@ -55,12 +54,7 @@ def entries_saved(cfg: ModelConfig) -> list[Entry]:
     else:
         rules += [(rf"^{VISUAL}\.", "")]
 
-    def renamed(name: str) -> str:
-        for pattern, new in rules:
-            name = re.sub(pattern, new, name)
-        return name
-
-    return [dataclasses.replace(e, source=renamed(e.source)) for e in entries(cfg)]
+    return [dataclasses.replace(e, source=rename(e.source, rules)) for e in entries(cfg)]
 
 
 NAMINGS: dict[str, Callable[[ModelConfig], list[Entry]]] = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
-from conversion.check import same
-from conversion.names import Entry, compact, to_ours, to_theirs
+from conversion.names import Entry, compact, to_ours
+from conversion.weights import Held, tensors
 
 
 def from_torch(entries: Iterable[Entry], source: Mapping[str, np.ndarray]) -> dict:
@@ -32,13 +32,4 @@ def to_torch(entries: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]
 
     ConversionError if two parameters that are one tensor there (`Entry.tied`) have come to differ.
     """
-    flat = flatten_dict(dict(params))
-    parts: dict[str, dict[int, np.ndarray]] = {}
-    for e in entries:
-        x = np.asarray(flat[e.path] if e.layer is None else flat[e.path][e.layer])
-        x = to_theirs(e, x)
-        same(e, parts.setdefault(e.source, {}).setdefault(e.part, x), x)
-    return {
-        name: found[0] if len(found) == 1 else np.concatenate([found[i] for i in sorted(found)])
-        for name, found in parts.items()
-    }
+    return dict(tensors(entries, Held(params))[1])

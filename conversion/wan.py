@@ -7,11 +7,9 @@ of their axes: [out,in,(t,)h,w] there, [(t,)h,w,in,out] here.
 
 from __future__ import annotations
 
-import re
-
 import jax
 
-from conversion.names import Entry
+from conversion.names import Entry, rename
 from cosmos_jax.codecs.wan import WanConfig, abstract
 
 Rules = tuple[tuple[str, str], ...]
@@ -60,9 +58,7 @@ def _entries(cfg: WanConfig, rules: Rules) -> list[Entry]:
     out = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract(cfg)):
         path = tuple(k.key for k in keys)
-        name = ".".join(path[:-1])
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
+        name = rename(".".join(path[:-1]), rules)
         if path[-1] == "kernel":
             n = len(leaf.shape)
             out.append(Entry(f"{name}.weight", path, axes=(*range(2, n), 1, 0)))

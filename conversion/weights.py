@@ -7,6 +7,7 @@ only where the layers of one stacked parameter differ, and `narrowed` remembers 
 
 from __future__ import annotations
 
+import abc
 import collections
 import concurrent.futures
 import functools
@@ -28,7 +29,7 @@ WORKERS = 2  # tensors that are made in memory while another is written
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # name → dtype, shape
 
 
-class Weights:
+class Weights(abc.ABC):
     """What there is and how to read it.
 
     arrays: path → shape and dtype. stacked: parameters that the source holds a layer at a time. narrowed: "path[layer]"
@@ -39,9 +40,9 @@ class Weights:
     stacked: frozenset[Path] = frozenset()
     narrowed: dict[str, str]
 
+    @abc.abstractmethod
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
         """The parameter, or one layer of a stacked one; perhaps a strided view of a memory-mapped file."""
-        raise NotImplementedError
 
     def dtype(self, path: Path, layer: int | None) -> np.dtype:
         """What the source had."""
@@ -97,6 +98,17 @@ class Stored(Weights):
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
         x = self.stores[path]
         return (x if layer is None else x[layer]).read().result()
+
+
+class Held(Weights):
+    """A nested dict of arrays in memory."""
+
+    def __init__(self, params: Mapping):
+        self.flat, self.narrowed = flatten_dict(dict(params)), {}
+        self.arrays = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in self.flat.items()}
+
+    def read(self, path: Path, layer: int | None = None) -> np.ndarray:
+        return np.asarray(self.flat[path] if layer is None else self.flat[path][layer])
 
 
 class Merged(Weights):
