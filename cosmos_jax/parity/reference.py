@@ -11,10 +11,15 @@ import importlib.util
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from conversion.check import check
+from conversion.names import Entry
+from conversion.tree import from_torch
 
 Model = Any  # an nn.Module of the references, whose attributes no type checker knows
 Load = Callable[[torch.dtype], Model]  # dtype → the reference, its weights in that dtype
@@ -28,6 +33,28 @@ def rng(name: str, seed: int = 0) -> np.random.RandomState:
 def draw(name: str, *shape: int, seed: int = 1) -> np.ndarray:
     """Unit Gaussian noise, float32."""
     return rng(name, seed).standard_normal(shape).astype(np.float32)
+
+
+def params(model: Model, entries: Sequence[Entry], target: Mapping) -> dict:
+    """The reference's weights in our tree, by the project's own name map, which is checked first."""
+    state = {k: numpy(v) for k, v in model.state_dict().items()}
+    check(entries, {k: v.shape for k, v in state.items()}, target)
+    return from_torch(entries, state)
+
+
+@dataclass
+class Codec:
+    """name → array: what went into both halves of a codec, and for float32, float64, bfloat16 and its float32 truth
+    what came out."""
+
+    config: dict
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    stages: dict[str, dict[str, np.ndarray]]
+    outputs64: dict[str, np.ndarray] = field(default_factory=dict)
+    stages64: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    half: dict[str, np.ndarray] = field(default_factory=dict)
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def device() -> torch.device:

@@ -6,16 +6,12 @@ out on both sides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
 from conversion.avae import entries
-from conversion.check import check as check_names
-from conversion.tree import from_torch
 from cosmos_jax.codecs import avae
 from cosmos_jax.codecs.avae import AVAEConfig
 from cosmos_jax.parity import reference, rows
@@ -28,18 +24,7 @@ FLOORS = {"encode": 2.7e-7, "decode": 5.4e-7}  # published: torch32 against torc
 LIMITS = {"encode": rows.ENCODE_SOUND, "decode": rows.DECODE_SOUND}
 
 
-@dataclass
-class Golden:
-    """[B,T,C] everywhere: `inputs`, and what came out in float32, float64, bfloat16, float32 on rounded weights."""
-
-    config: dict
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    stages: dict[str, dict[str, np.ndarray]]
-    outputs64: dict[str, np.ndarray] = field(default_factory=dict)
-    stages64: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    half: dict[str, np.ndarray] = field(default_factory=dict)
-    truth: dict[str, np.ndarray] = field(default_factory=dict)
+Golden = reference.Codec  # arrays are [B,T,C]
 
 
 def config(g: Golden) -> AVAEConfig:
@@ -47,10 +32,7 @@ def config(g: Golden) -> AVAEConfig:
 
 
 def params(model: reference.Model, cfg: AVAEConfig) -> dict:
-    """The reference's weights in our tree, by the project's own name map, which is checked first."""
-    state = {k: reference.numpy(v) for k, v in model.state_dict().items()}
-    check_names(entries(cfg), {k: v.shape for k, v in state.items()}, avae.abstract(cfg))
-    return from_torch(entries(cfg), state)
+    return reference.params(model, entries(cfg), avae.abstract(cfg))
 
 
 def encode(model: reference.Model, wave: np.ndarray) -> np.ndarray:

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 
 from conversion import configs, omni
-from conversion.check import check as check_names
-from conversion.tree import from_torch
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos, rope
 from cosmos_jax.parity import inputs, reference, rows, walk
@@ -132,14 +130,8 @@ def _tables(model: reference.Model, kw: dict) -> tuple[Any, np.ndarray]:
     return (reference.numpy(cos)[0], reference.numpy(sin)[0]), reference.numpy(time)[0]
 
 
-def params_of(state: dict[str, np.ndarray], cfg: ModelConfig) -> dict:
-    """State dict of the reference → our tree, by the project's own name map, which is checked first."""
-    check_names(omni.entries(cfg), {k: v.shape for k, v in state.items()}, omni.part(cosmos.abstract(cfg)))
-    return from_torch(omni.entries(cfg), state)
-
-
 def params(model: reference.Model, cfg: ModelConfig) -> dict:
-    return params_of({k: reference.numpy(v) for k, v in model.state_dict().items()}, cfg)
+    return reference.params(model, omni.entries(cfg), omni.part(cosmos.abstract(cfg)))
 
 
 def model_config(config: dict) -> ModelConfig:

@@ -6,15 +6,12 @@ In: a loader of the reference; our params and config. Out: rows. Latents are nor
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from conversion.check import check as check_names
-from conversion.tree import from_torch
 from conversion.wan import entries
 from cosmos_jax.codecs.wan import abstract, network, vae
 from cosmos_jax.codecs.wan import layers as L
@@ -30,25 +27,11 @@ LIMITS = {"encode": rows.ENCODE_VIDEO, "decode": rows.DECODE_VIDEO}
 PSNR = 45.0  # dB, at least, in bfloat16
 
 
-@dataclass
-class Golden:
-    """name → [B,T,H,W,C]: `inputs`, and for float32, float64, bfloat16 and its float32 truth what came out."""
-
-    config: dict
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    stages: dict[str, dict[str, np.ndarray]]
-    outputs64: dict[str, np.ndarray] = field(default_factory=dict)
-    stages64: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    half: dict[str, np.ndarray] = field(default_factory=dict)
-    truth: dict[str, np.ndarray] = field(default_factory=dict)
+Golden = reference.Codec  # arrays are [B,T,H,W,C]
 
 
 def params(model: reference.Model, cfg: WanConfig) -> dict:
-    """The reference's weights in our tree, by the project's own name map, which is checked first."""
-    state = {k: reference.numpy(v) for k, v in model.state_dict().items()}
-    check_names(entries(cfg), {k: v.shape for k, v in state.items()}, abstract(cfg))
-    return from_torch(entries(cfg), state)
+    return reference.params(model, entries(cfg), abstract(cfg))
 
 
 def _statistics(model: reference.Model) -> tuple[torch.Tensor, torch.Tensor]:

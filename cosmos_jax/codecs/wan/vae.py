@@ -186,11 +186,10 @@ def _features(params: dict, cfg: WanConfig, video, precision: Precision, spans: 
     out = [np.empty((b, stop - start, h, w, channels), precision.dtype) for start, stop in spans]
     for part in tiles(h, w, tile, network.encoder_sights(params["encoder"])):
         rows, cols = (_times(side, cfg.patch_size) for side in part.source)
-        cache = None
-        for made, frames in zip(out, _frames(cfg, spans), strict=True):
-            x = video[:, frames, rows, cols]
-            y, cache = compiled_piece(encode_local, params, cfg, x, cache, precision, part.window)
-            made[:, :, *part.target] = y
+        pieces = (video[:, frames, rows, cols] for frames in _frames(cfg, spans))
+        made = _run(encode_local, params, cfg, pieces, precision, part.window)
+        for whole, y in zip(out, made, strict=True):
+            whole[:, :, *part.target] = y
     return out
 
 
@@ -217,10 +216,13 @@ def decode_pieces(
         yield from _video(params, cfg, features, precision, spans, tile)
 
 
-def _run(step: Callable, params: dict, cfg: WanConfig, pieces: Iterable, precision: Precision) -> Iterator[jax.Array]:
+def _run(
+    step: Callable, params: dict, cfg: WanConfig, pieces: Iterable, precision: Precision, *window: Window
+) -> Iterator[jax.Array]:
+    """One clip, piece after piece; of whole frames, or of one `window`."""
     cache = None
     for x in pieces:
-        y, cache = compiled_piece(step, params, cfg, x, cache, precision)
+        y, cache = compiled_piece(step, params, cfg, x, cache, precision, *window)
         yield y
 
 
@@ -233,10 +235,10 @@ def _video(
     out = [np.empty((b, f.stop - f.start, s * h, s * w, 3), np.float32) for f in _frames(cfg, spans)]
     for part in tiles(h, w, tile, network.decoder_sights(params["decoder"])):
         rows, cols = (_times(side, cfg.patch_size) for side in part.target)
-        cache = None
-        for made, x in zip(out, features, strict=True):
-            y, cache = compiled_piece(decode_local, params, cfg, x[:, :, *part.source], cache, precision, part.window)
-            made[:, :, rows, cols] = y
+        pieces = (x[:, :, *part.source] for x in features)
+        made = _run(decode_local, params, cfg, pieces, precision, part.window)
+        for whole, y in zip(out, made, strict=True):
+            whole[:, :, rows, cols] = y
     return out
 
 
