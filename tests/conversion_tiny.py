@@ -1,7 +1,10 @@
-"""Tiny PyTorch folders in many files, written by the reference libraries themselves, every weight random."""
+"""Tiny PyTorch folders in many files, by the reference libraries themselves, every weight random."""
 
 import json
 
+import jax
+
+from conversion import convert
 from cosmos_jax.parity import tiny
 
 
@@ -28,3 +31,19 @@ def reasoner_folder(path, kind, **other):
     """What transformers writes for a tiny Qwen3-VL, or the reasoner of Cosmos 3, in several files."""
     tiny.reasoner(kind, **other).save_pretrained(path, max_shard_size="200KB")
     return path
+
+
+def run(src, dst, layout="orbax", **kw):
+    return convert.prepare(src, dst, layout, **kw)[2](lambda n: None)
+
+
+def assert_same(ours, theirs):
+    """Two Tensors, byte for byte."""
+    assert set(ours) == set(theirs)
+    for k in theirs:
+        assert ours[k].dtype == theirs[k].dtype and ours[k].shape == theirs[k].shape, k
+        assert ours[k].tobytes() == theirs[k].tobytes(), k
+
+
+def placed(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as torch_dcp
+from conversion_torch import raw, same
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from conversion import torch_zip
@@ -51,18 +52,6 @@ print("saved", flush=True)
 sys.stdin.read()  # until both have saved
 os._exit(0)  # gloo's threads sometimes abort an orderly end
 """
-
-
-def raw(x: torch.Tensor) -> bytes:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def same(found, tensors):
-    assert set(found) == set(tensors)
-    for name, x in tensors.items():
-        assert found[name].shape == tuple(x.shape) == found.shapes[name], name
-        assert found[name].dtype == found.dtypes[name] == DTYPES[str(x.dtype)], name
-        assert found[name].tobytes() == raw(x), name
 
 
 def arrays(tensors):

@@ -6,11 +6,13 @@ import tracemalloc
 import zipfile
 from collections import OrderedDict
 
+import conversion_torch
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from conversion_torch import raw
 from parity import wan_oracle
 
 from conversion.check import check
@@ -33,16 +35,10 @@ TENSORS = {
 }  # fmt: skip
 
 
-def raw(x: torch.Tensor) -> bytes:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
 def same(found, tensors):
+    """Also in the same order, which a .pth keeps."""
     assert list(found) == list(tensors)
-    for name, x in tensors.items():
-        assert found[name].shape == tuple(x.shape) == found.shapes[name], name
-        assert found[name].dtype == found.dtypes[name] == DTYPES[str(x.dtype)], name
-        assert found[name].tobytes() == raw(x), name
+    conversion_torch.same(found, tensors)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
