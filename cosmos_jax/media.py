@@ -6,6 +6,7 @@ In: arrays. Out: files any player opens; and back. Pictures through Pillow, vide
 from __future__ import annotations
 
 import io
+import collections
 import json
 import wave
 from fractions import Fraction
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 Target = str | Path | io.BytesIO
 SOUND_RATE = 48_000  # of muxed AAC
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CRF = 16  # of H.264: 0 is lossless, 51 is worst
 
 
@@ -104,15 +106,44 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """A video file → (uint8 [T,H,W,3], frames per second)."""
+    return read_frames(_existing(path, "video"))
+
+
+def read_frames(path: str | Path, count: int | None = None, last: bool = False) -> tuple[np.ndarray, float]:
+    """A video or a picture → (uint8 [T,H,W,3], frames per second; 0 for a picture).
+
+    count: no more than so many frames, the first ones or the `last` ones; nothing more is held in memory.
+    """
+    path = _existing(path, "video")
+    if path.suffix.lower() in PICTURES:
+        return read_image(path)[None], 0.0
+    kept: collections.deque[np.ndarray] = collections.deque(maxlen=count if last else None)
     try:
-        with av.open(str(_existing(path, "video"))) as f:
+        with av.open(str(path)) as f:
             if not f.streams.video:
                 raise MediaError(f"{path} has no video stream.")
             stream = f.streams.video[0]
-            frames = [x.to_ndarray(format="rgb24") for x in f.decode(stream)]
-            return np.stack(frames), float(stream.average_rate or 0)
-    except (av.error.InvalidDataError, ValueError) as e:
+            for frame in f.decode(stream):
+                kept.append(frame.to_ndarray(format="rgb24"))
+                if not last and len(kept) == count:
+                    break
+            return np.stack(kept), float(stream.average_rate or 0)
+    except (av.error.FFmpegError, ValueError) as e:
         raise e if isinstance(e, MediaError) else MediaError(f"{path} is not a video that can be decoded.") from None
+
+
+def read_wave(path: str | Path) -> tuple[np.ndarray, int]:
+    """A sound (or video) file → (float32 [channels,N], samples per second), as recorded."""
+    try:
+        with av.open(str(_existing(path, "sound"))) as f:
+            if not f.streams.audio:
+                raise MediaError(f"{path} has no sound.")
+            stream = f.streams.audio[0]
+            planar = av.AudioResampler(format="fltp")
+            pieces = [p.to_ndarray() for x in f.decode(stream) for p in planar.resample(x)]
+            return np.concatenate(pieces, 1).astype(np.float32), stream.rate
+    except (av.error.FFmpegError, ValueError) as e:
+        raise e if isinstance(e, MediaError) else MediaError(f"{path} is not a sound that can be decoded.") from None
 
 
 def read_sound(path: str | Path, rate: int) -> np.ndarray:

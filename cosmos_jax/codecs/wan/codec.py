@@ -6,7 +6,7 @@ the device, so a clip may be as long as the host's memory allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import jax
@@ -42,21 +42,35 @@ class WanCodec:
         return self.cfg.z_dim
 
     def encode(self, video: np.ndarray) -> np.ndarray:
-        """uint8 [1+4k,H,W,3] → float32 [C,1+k,H/16,W/16]; H and W multiples of 16. ValueError otherwise."""
-        if video.ndim != 4 or video.dtype != np.uint8:
-            raise ValueError(f"video is {video.dtype} {video.shape}; the codec takes uint8 [frames,height,width,3].")
+        """uint8, or float32 in −1 … 1, [1+4k,H,W,3] → float32 [C,1+k,H/16,W/16]. ValueError otherwise.
+
+        H and W are multiples of 16.
+        """
+        if video.ndim != 4:
+            raise ValueError(f"video has shape {video.shape}; the codec takes [frames,height,width,3].")
         pieces = encode_pieces(self.params, self.cfg, video[None], self.precision, self.chunk, self.tile)
         return _gather(pieces).transpose(3, 0, 1, 2).copy()
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """float32 [C,1+k,h,w] → uint8 [1+4k,16h,16w,3]. ValueError for another shape or values that are not finite."""
+        return _gather(map(_pixels, self._decode(latents)))
+
+    def decode_float(self, latents: np.ndarray) -> np.ndarray:
+        """`decode` before rounding: float32 in −1 … 1."""
+        return _gather(self._decode(latents))
+
+    def _decode(self, latents: np.ndarray) -> Iterator[jax.Array]:
         if latents.ndim != 4 or latents.shape[0] != self.channels:
             raise ValueError(
                 f"latents have shape {latents.shape}; the codec takes [{self.channels},frames,height,width]."
             )
         batch = latents.transpose(1, 2, 3, 0)[None]
-        pieces = decode_pieces(self.params, self.cfg, batch, self.precision, self.chunk, self.tile)
-        return _gather(map(_pixels, pieces))
+        return decode_pieces(self.params, self.cfg, batch, self.precision, self.chunk, self.tile)
+
+
+def pixels(video: np.ndarray) -> np.ndarray:
+    """float32 in −1 … 1 → uint8, as `WanCodec.decode` rounds."""
+    return np.asarray(_pixels(video))
 
 
 @jax.jit

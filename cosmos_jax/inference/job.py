@@ -1,0 +1,216 @@
+"""One request, decided and packed: what the engine denoises.
+
+In: a `Resolved` request, the checkpoint's `Bundle`, how to do it (`How`). Out: `Prepared`, made without any weight; with
+the conditions encoded it becomes an engine `Job`. Everything a user can get wrong is found here, in one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from cosmos_jax.inference import noise
+from cosmos_jax.inference.bundle import Bundle
+from cosmos_jax.inference.conditions import Conditions
+from cosmos_jax.precision import Precision
+from cosmos_jax.sampling import scheduler_config, schedules
+from cosmos_jax.sampling.generate import Job
+from cosmos_jax.sampling.guidance import Guidance
+from cosmos_jax.sampling.schedules import Schedule
+from data_pipelines import embodiments, prompts
+from data_pipelines.packing import fill, plan, tight_bucket
+from data_pipelines.request_resolve import Resolved
+from data_pipelines.sample import Sample
+from data_pipelines.tasks import task
+
+ROUND = 16  # slots of a batch are rounded up, so that prompts of nearly the same length share a program
+
+
+@dataclass(frozen=True)
+class How:
+    """What the command line decides. convention: of texts, media and schedule ("framework" or "diffusers")."""
+
+    convention: str = "framework"
+    precision: Precision = Precision("float32")
+    noise: dict[str, np.ndarray] | None = None  # from a file, instead of a seed
+    trajectory: bool = False  # keep the latents after every step
+    decode_video: bool | None = None  # None: where the task makes video
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready to run. `seed` is one of the request's."""
+
+    resolved: Resolved
+    bundle: Bundle = field(repr=False)
+    how: How
+    prompts: prompts.Prompts
+    conditions: Conditions = field(repr=False)
+    schedule: Schedule = field(repr=False)
+    solver: str  # a line about the schedule
+    guidance: Guidance
+    blank: Sample = field(repr=False)  # zeros where conditions will be, and where something is made
+    seed: int = 0
+
+    @property
+    def spec(self):
+        return self.bundle.config.sequence
+
+    @cached_property
+    def _text(self) -> Sample:
+        return dataclasses.replace(self.blank, prompt=self.prompts.positive, system=self.prompts.system)
+
+    def pack(self, sample: Sample | None = None) -> tuple[dict, dict | None]:
+        """The batch of the prompt, and that of the negative one if any step is guided: one row each, packed alike."""
+        positive = self._text if sample is None else dataclasses.replace(
+            sample, prompt=self.prompts.positive, system=self.prompts.system
+        )  # fmt: skip
+        texts = [positive]
+        if self.guidance.text != 1:
+            texts.append(dataclasses.replace(positive, prompt=self.prompts.negative))
+        rounded = self.how.convention == "framework"  # its frame rates are bfloat16 (spec model.md §4.4)
+        planned = [plan(s, self.bundle.tokenizer, self.spec, rounded) for s in texts]
+        bucket = tight_bucket(planned, 1, ROUND)
+        batches = [fill([[p]], bucket, self.spec) for p in planned]
+        return batches[0], batches[1] if len(batches) > 1 else None
+
+    def job(self, sample: Sample | None = None) -> Job:
+        """For the engine. sample: `blank` with its conditions encoded; None: the same shapes, to compile for."""
+        batch, uncond = self.pack(sample)
+        s = self.blank if sample is None else sample
+        arrays = self.how.noise or noise.framework(self.seed, s, self.spec)
+        fresh, key = None, None
+        if self.schedule.noise is not None:
+            fresh, key = self._fresh(arrays, batch, s), jax.random.key(self.seed)
+        return Job(
+            batch, noise.buffers(arrays, batch, s, self.spec), self.schedule, self.guidance, uncond,
+            self._controls(batch), None if fresh else key, fresh,
+        )  # fmt: skip
+
+    def _fresh(self, arrays: noise.Arrays, batch: dict, s: Sample) -> dict | None:
+        """What a distilled sampler adds, from the file of noise: buffers with a leading axis of steps."""
+        given = {n.removesuffix(noise.FRESH): x for n, x in arrays.items() if n.endswith(noise.FRESH)}
+        if not given:
+            return None
+        each = [
+            noise.buffers({n: x[i] for n, x in given.items()}, batch, s, self.spec)
+            for i in range(self.schedule.steps)
+        ]
+        return {n: np.stack([b[n] for b in each]) for n in each[0]}
+
+    def _controls(self, batch: dict) -> np.ndarray | None:
+        """[B,V] bool: the tokens of the context items."""
+        if not self.blank.context or self.guidance.control == 1:
+            return None
+        ids = batch["vision_segment_ids"]
+        place = np.flatnonzero(ids[0] == 0)
+        target = batch["vision_noisy"][0, place]
+        count = len(place) // (len(self.blank.context) + 1) * len(self.blank.context)
+        assert not target[:count].any()
+        out = np.zeros(ids.shape, bool)
+        out[0, place[:count]] = True
+        return out
+
+    def record(self) -> dict[str, Any]:
+        """For run.json: everything that decided numbers."""
+        ids = self.bundle.tokenizer
+        g = self.guidance
+        return self.resolved.record() | {
+            "seed": self.seed, "convention": self.how.convention, "precision": self.how.precision.compute,
+            "solver": self.solver, "steps": self.schedule.steps,
+            "guidance": dataclasses.asdict(g),
+            "noise": "from a file" if self.how.noise else "numpy RandomState of the seed, as cosmos-framework",
+            "texts": self.prompts._asdict(),
+            "tokens": {
+                n: len(ids.generation_ids(text, self.prompts.system))
+                for n, text in (("positive", self.prompts.positive), ("negative", self.prompts.negative))
+            },
+            "conditions": self.conditions.record,
+        }  # fmt: skip
+
+
+def prepare(
+    r: Resolved, bundle: Bundle, how: How, conditions: Conditions, seed: int, *, frames: int | None = None,
+    clean: tuple[int, ...] | None = None, controls: int = 0,
+) -> Prepared:  # fmt: skip
+    """Decide everything. frames, clean, controls: of one chunk of a transfer."""
+    row, request = task(r.task), r.request
+    frames = r.frames if frames is None else frames
+    clean = r.clean_frames if clean is None else clean
+    schedule, solver = _schedule(r, bundle, how)
+    text = request.guidance
+    if r.task == "transfer" and how.convention == "diffusers":
+        text = max(text, 1.0)  # its transfer is guided by text only above 1
+    guidance = Guidance(
+        text, request.control_guidance if r.task == "transfer" else 1.0, request.guidance_interval,
+        request.control_guidance_interval, closed=how.convention == "diffusers", normalize=bool(request.normalize_cfg),
+    )  # fmt: skip
+    height, width = (conditions.clip.shape[1:3] if row.action != "none" else (r.height, r.width))
+    texts = prompts.build(
+        how.convention, r.task, request.prompt or "", request.negative_prompt, frames=frames, fps=r.fps, height=height,
+        width=width, aspect=request.aspect_ratio, controls=tuple(request.hints), view_point=request.view_point,
+        emphasize=bool(request.emphasize_control_in_prompt), distilled=bundle.fixed_sigmas is not None,
+        default_system_prompt=bundle.index.get("default_use_system_prompt", True),
+        metadata=prompts.Metadata(**{k: getattr(request, k) for k in prompts.Metadata.__annotations__}),
+    )  # fmt: skip
+    made = Prepared(
+        r, bundle, how, texts, conditions, schedule, solver, guidance,
+        _blank(r, bundle, conditions, frames, clean, controls), seed,
+    )  # fmt: skip
+    made.pack()  # plans and validates: whatever is wrong with the sample is said now
+    if how.noise is not None:
+        noise.check(how.noise, made.blank, made.spec)
+    return made
+
+
+def _schedule(r: Resolved, bundle: Bundle, how: How) -> tuple[Schedule, str]:
+    """The framework's grid with the request's shift; or what the checkpoint's scheduler file says (diffusers)."""
+    request, sigmas = r.request, bundle.fixed_sigmas
+    if sigmas is not None:
+        return scheduler_config.from_config(bundle.scheduler, None, sigmas=sigmas)
+    if how.convention == "framework":
+        made = schedules.unipc(request.num_steps, request.shift)
+        return made, f"UniPC of order 2, {made.steps} steps, framework's grid, shift {request.shift:g}"
+    if "shift" in r.defaults:
+        return scheduler_config.of_checkpoint(bundle.scheduler, bundle.index, request.num_steps)
+    native = bool(bundle.index.get("use_native_flow_schedule"))
+    return scheduler_config.from_config(bundle.scheduler, request.num_steps, request.shift, native=native)
+
+
+def _blank(
+    r: Resolved, bundle: Bundle, conditions: Conditions, frames: int, clean: tuple[int, ...], controls: int
+) -> Sample:
+    """The sample without its conditions' values."""
+    cfg, row, video = bundle.config, task(r.task), bundle.video_config
+    rows, cols = conditions.crop or (r.height // video.spatial, r.width // video.spatial)
+    shape = (cfg.latent_channels, 1 + (frames - 1) // video.temporal, rows, cols)
+    context = ()
+    if row.context == "source":
+        context = tuple(_zeros((cfg.latent_channels, 1, *(n // video.spatial for n in x.shape[1:3])))
+                        for x in conditions.context)  # fmt: skip
+    elif row.context == "controls":
+        context = (_zeros(shape),) * controls
+    sound = None
+    if r.sound:
+        c = bundle.sound_config
+        sound = _zeros((cfg.sound_dim, -(-int(frames / r.fps * c.sampling_rate) // c.hop)))
+    weights = tuple(h.weight for h in r.request.hints.values())
+    return Sample(
+        r.task, "", 0, vision_latents=_zeros(shape), sound_latents=sound, actions=conditions.actions,
+        domain=embodiments.domain(r.request.domain_name) if row.action != "none" else 0, fps=r.fps,
+        clean_frames=clean if row.action == "none" and r.task != "video2sound" else None, context=context,
+        weights=weights if len(weights) > 1 and not _joint(r, bundle) else (),
+    )  # fmt: skip
+
+
+def _joint(r: Resolved, bundle: Bundle) -> bool:
+    return False
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.float32)

@@ -1,0 +1,96 @@
+"""Initial noise: of a seed, as the official framework draws it, or from a file; and latents back into files.
+
+In: a seed or an .npz with `vision` [C,T,h,w], `sound` [C,T], `action` [T,C] (any of them; float32). Out: the buffers of
+a packed batch. Clean positions are overwritten by the conditions, so what stands there does not matter.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cosmos_jax.outputs import appearing
+from cosmos_jax.sampling.generate import framework_noise
+from data_pipelines.packing import patchify
+from data_pipelines.sample import Sample
+from data_pipelines.schema import MODALITIES, SequenceSpec
+
+Arrays = Mapping[str, np.ndarray]  # modality → [C,T,h,w], [T,C] or [C,T]
+FRESH = "_fresh"  # suffix: what a stochastic sampler adds in every step, one more axis in front
+STEPS = "_steps"  # suffix: latents after every step
+
+
+def shapes(s: Sample, spec: SequenceSpec) -> dict[str, tuple[int, ...]]:
+    """Of the noise that a sample needs."""
+    out: dict[str, tuple[int, ...]] = {"vision": s.vision_latents.shape}
+    if s.actions is not None:
+        out["action"] = (len(s.actions), spec.action_dim)
+    if s.sound_latents is not None:
+        out["sound"] = s.sound_latents.shape
+    return out
+
+
+def framework(seed: int, s: Sample, spec: SequenceSpec) -> dict[str, np.ndarray]:
+    """Every modality from the same seed, each from its beginning (spec model.md §7.1)."""
+    return {name: framework_noise(seed, shape) for name, shape in shapes(s, spec).items()}
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """An .npz of noise. ValueError, one sentence, unless it holds finite floating-point arrays with known names."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"--noise={path} does not exist; give an .npz file with vision, sound, action.")
+    known = [n + suffix for n in MODALITIES for suffix in ("", FRESH)]
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            arrays = {name: f[name] for name in f.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+        raise ValueError(f"--noise={path} is not an .npz file of plain arrays ({type(e).__name__}).") from None
+    for name, x in arrays.items():
+        if name not in known:
+            raise ValueError(f"--noise={path} holds {name!r}; the names are {', '.join(known)}.")
+        if not np.issubdtype(x.dtype, np.floating) or not np.isfinite(x).all():
+            raise ValueError(f"--noise={path}: {name} must be finite floating-point numbers.")
+    return {name: x.astype(np.float32) for name, x in arrays.items()}
+
+
+def check(given: Arrays, s: Sample, spec: SequenceSpec, where: str = "--noise") -> None:
+    """ValueError when the file's arrays are not those that the sample needs."""
+    want = shapes(s, spec)
+    for name, shape in want.items():
+        have = given[name].shape if name in given else None
+        if have != shape and not (name == "action" and have == s.actions.shape):
+            raise ValueError(f"{where}: {name} is {list(have) if have else 'absent'}, but the request needs {shape}.")
+    for name in given:
+        if name.removesuffix(FRESH) not in want:
+            raise ValueError(f"{where}: {name} is given, but the request has no such stream; leave it out.")
+
+
+def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec) -> dict[str, np.ndarray]:
+    """The arrays of the only sample of row 0, in buffers like `*_x0`; zero elsewhere, in context items too."""
+    out = {n: np.zeros(batch[f"{n}_x0"].shape, np.float32) for n in MODALITIES}
+    for name in shapes(s, spec):
+        place = np.flatnonzero(batch[f"{name}_segment_ids"][0] == 0)
+        tokens = _tokens(name, arrays[name], spec)
+        out[name][0, place[len(place) - len(tokens) :], : tokens.shape[1]] = tokens  # the target is the last item
+    return out
+
+
+def _tokens(name: str, x: np.ndarray, spec: SequenceSpec) -> np.ndarray:
+    return patchify(x, spec.patch) if name == "vision" else x.T if name == "sound" else x
+
+
+def write(path: str | Path, latents: Arrays, steps: Arrays | None, spec: SequenceSpec) -> None:
+    """Final latents and, as `vision_steps` …, those after every step; actions with all the model's channels."""
+
+    def wide(name: str, x: np.ndarray) -> np.ndarray:
+        missing = spec.action_dim - x.shape[-1] if name == "action" else 0
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]).astype(np.float32)
+
+    table = {n: wide(n, x) for n, x in latents.items()}
+    table |= {n + STEPS: wide(n, x) for n, x in (steps or {}).items()}
+    with appearing(Path(path)) as partial, open(partial, "wb") as f:
+        np.savez(f, **table)
