@@ -222,6 +222,8 @@ class SampleConfig:
     temperature: float = 0.0  # 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
+    repetition_penalty: float = 1.0  # words of prompt and answer get less likely; 1 = off
+    presence_penalty: float = 0.0  # words of the answer get less likely; 0 = off
 
     def __post_init__(self):
         _one_of("sample.solver", self.solver, ("unipc", "euler"))

@@ -153,11 +153,10 @@ class Pipeline:
         )
 
     def reason(self, samples: Sequence[Sample], *, rows: int = 32, **overrides) -> list[str]:
-        """Answers to `reason` samples. overrides: of SampleConfig (max_new_tokens, temperature, top_k, top_p, seed)."""
+        """Answers to `reason` samples. overrides: of SampleConfig (max_new_tokens, temperature, top_p, penalties …)."""
         how = dataclasses.replace(self.config.sample, **{k: v for k, v in overrides.items() if v is not None})
-        self.applied["reason"] = {
-            k: getattr(how, k) for k in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-        }
+        used = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "presence_penalty", "seed")
+        self.applied["reason"] = {k: getattr(how, k) for k in used}
         tok, out = self.assets.tokenizer, []
         for i in range(0, len(samples), rows):
             part = [dataclasses.replace(s, answer=None) for s in samples[i : i + rows]]

@@ -1,7 +1,8 @@
 """The reasoner speaks: prefill, then one compiled loop over new tokens.
 
 In: a packed batch with one right-padded prompt per row (text, and ViT features where the prompt has pictures). Out: new
-token ids. Logits go through temperature → top-k → top-p → multinomial, in this order (spec model.md §3.4).
+token ids. Logits go through repetition penalty → presence penalty → temperature → top-k → top-p → multinomial, in this
+order (spec model.md §3.4).
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ def generate_text(
         raise ValueError("text decoding takes one prompt per row: pack each prompt alone, from the left.")
     if sample.max_new_tokens < 1:
         raise ValueError(f"sample.max_new_tokens={sample.max_new_tokens} must be at least 1.")
+    if sample.repetition_penalty <= 0:
+        raise ValueError(f"sample.repetition_penalty={sample.repetition_penalty} must be above 0; 1 is off.")
     seeds = np.arange(segments.shape[0], dtype=np.int32) if seeds is None else seeds
     knobs = (sample.max_new_tokens, sample.temperature, sample.top_k, sample.top_p)
+    knobs += (sample.repetition_penalty, sample.presence_penalty)
     return _generate(params, cfg, batch, seeds, jax.random.key(sample.seed), knobs, tuple(eos), precision)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 5, 6, 7))
 def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
-    limit, *how = knobs
+    limit, *how, repetition, presence = knobs
+    penalised = repetition != 1 or presence != 0
     seeds = shard.constrain(jnp.asarray(seeds), ("batch",))
     valid = batch["und_segment_ids"] >= 0
     lengths = valid.sum(1).astype(jnp.int32)
@@ -57,19 +62,29 @@ def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
     hidden, cache = decode.prefill(params, cfg, batch, limit, precision=precision)
     last = take_rows(hidden, lengths[:, None] - 1)
     logits = cosmos.logits(params, cfg, last, precision=precision)[:, 0]
+    asked = said = None  # [B, vocab] bool: words of the prompt, words of the answer so far
+    if penalised:
+        asked = jax.vmap(lambda ids, there: jnp.zeros(cfg.vocab, bool).at[ids].max(there))(batch["und_ids"], valid)
+        said = jnp.zeros_like(asked)
 
     @functools.partial(jax.vmap, in_axes=(0, 0, None, None))
     def draw_row(logits, seed, key, step):
         return choose(logits, jax.random.fold_in(jax.random.fold_in(key, seed), step), *how)
 
-    def draw(logits, step, done):
+    def draw(logits, step, done, said):
         logits = shard.constrain(logits, ("batch", "feature"))  # every row whole
+        if penalised:
+            logits = penalise(logits, asked, said, repetition, presence)
         return jnp.where(done, PAD, shard.rowwise_shared(draw_row, (logits, seeds), (key, step)))
+
+    def add(said, token):
+        return said | (token[:, None] == jnp.arange(cfg.vocab)) if penalised else None
 
     def ends(token):
         return functools.reduce(jnp.logical_or, [token == e for e in eos], token == PAD)
 
-    token = draw(logits, jnp.int32(0), lengths == 0)
+    token = draw(logits, jnp.int32(0), lengths == 0, said)
+    said = add(said, token)
     answer = jnp.where(jnp.arange(limit) == 0, token[:, None], PAD)
 
     def unfinished(carry):
@@ -77,16 +92,29 @@ def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
         return (step < limit) & ~jnp.all(done)
 
     def body(carry):
-        step, token, done, answer, cache = carry
+        step, token, done, answer, cache, said = carry
         at = jnp.broadcast_to((position + (step - 1))[:, None], (*position.shape, 3))
         logits, cache = decode.decode_step(
             params, cfg, jnp.maximum(token, 0), at, cache, lengths + step - 1, precision=precision
         )
-        token = draw(logits, step, done)
+        token = draw(logits, step, done, said)
         answer = jnp.where(jnp.arange(limit) == step, token[:, None], answer)
-        return step + 1, token, done | ends(token), answer, cache
+        return step + 1, token, done | ends(token), answer, cache, add(said, token)
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(1), token, ends(token), answer, cache))[3]
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(1), token, ends(token), answer, cache, said))[3]
+
+
+def penalise(logits: jax.Array, asked: jax.Array, said: jax.Array, repetition: float, presence: float) -> jax.Array:
+    """logits [..., vocab] float32, of words that were there before made less likely (or, below 1 and 0, likelier).
+
+    asked, said: bool, the words of the prompt and of the answer. repetition divides positive logits of either and
+    multiplies negative ones (CTRL; transformers); presence is subtracted, once, from those of the answer alone, as
+    cosmos-framework (mot/unified_mot.py) and vLLM have it.
+    """
+    if repetition != 1:
+        less = jnp.where(logits > 0, logits / repetition, logits * repetition)
+        logits = jnp.where(asked | said, less, logits)
+    return jnp.where(said, logits - presence, logits) if presence else logits
 
 
 def choose(logits: jax.Array, key: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:

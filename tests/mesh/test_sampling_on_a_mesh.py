@@ -23,7 +23,8 @@ def main():
     cond, uncond = (test_sampling.rows(*b) for b in zip(*pairs, strict=True))
     noise, schedule = test_sampling.noise_of(cond), schedules.unipc(4, 5.0)
     prompts = test_decoding.prompts(cfg, lengths=(9, 3, 14, 6))
-    how = SampleConfig(max_new_tokens=6, temperature=1.5, top_k=50, top_p=0.9)
+    penalties = dict(repetition_penalty=1.2, presence_penalty=0.5)
+    how = SampleConfig(max_new_tokens=6, temperature=1.5, top_k=50, top_p=0.9, **penalties)
 
     def run(params, put, progress=None):
         latents = generate.sample_latents(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from parity import oracle
 from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
-from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from cosmos_jax.config import ModelConfig, SampleConfig, VisionConfig
 from cosmos_jax.model import cosmos, decode
@@ -199,6 +199,63 @@ def test_kept_tokens_equal_transformers(top_k, top_p):
     np.testing.assert_array_equal(ours, want.numpy())
 
 
+def present(rows, vocab):
+    mask = np.zeros((len(rows), vocab), bool)
+    for row, ids in zip(mask, rows, strict=True):
+        row[list(ids)] = True
+    return mask
+
+
+@pytest.mark.parametrize("repetition", [1.3, 8.0, 0.7])
+def test_repetition_penalty_equals_transformers(repetition):
+    rng = np.random.RandomState(1)
+    logits = 3 * rng.standard_normal((4, 64)).astype(np.float32)
+    asked, said = rng.randint(0, 64, (4, 9)), rng.randint(0, 64, (4, 5))
+    ids = torch.from_numpy(np.concatenate([asked, said], 1))
+    want = RepetitionPenaltyLogitsProcessor(repetition)(ids, torch.from_numpy(logits.copy())).numpy()
+    ours = text.penalise(logits, present(asked, 64), present(said, 64), repetition, 0.0)
+    np.testing.assert_array_equal(ours, want)
+    assert (want != logits).sum() > 30
+
+
+@pytest.mark.parametrize("repetition, presence", [(1.0, 1.5), (1.0, -0.5), (1.4, 0.8)])
+def test_presence_penalty_counts_words_of_the_answer_once(repetition, presence):
+    rng = np.random.RandomState(2)
+    logits = 3 * rng.standard_normal((3, 32)).astype(np.float32)
+    asked, said = [(1, 2, 3), (4,), (5, 6)], [(3, 7, 7, 7), (), (6, 8)]
+    want = logits.copy()
+    for row, prompt, answer in zip(want, asked, said, strict=True):
+        for word in {*prompt, *answer}:
+            if repetition != 1:
+                row[word] = row[word] / np.float32(repetition) if row[word] > 0 else row[word] * np.float32(repetition)
+        for word in {*answer}:
+            row[word] -= np.float32(presence)
+    ours = text.penalise(logits, present(asked, 32), present(said, 32), repetition, presence)
+    np.testing.assert_array_equal(ours, want)
+
+
+@pytest.mark.parametrize("repetition, presence", [(1.6, 0.0), (1.0, 3.0), (1.3, -2.0)])
+def test_penalised_greedy_decoding_remembers_prompt_and_answer(repetition, presence):
+    """The compiled loop against transformers' processor and numpy around the whole network, token by token."""
+    cfg, params = seeing()
+    ours = generate(params, cfg, prompts(cfg), repetition_penalty=repetition, presence_penalty=presence)
+    batch, at, rows = prompts(cfg, room=NEW), np.array(LENGTHS), np.arange(len(LENGTHS))
+    nxt = batch["und_positions"].max((1, 2)) + 1
+    for i in range(NEW):
+        logits = np.array(all_logits(params, cfg, batch))[rows, at - 1]
+        for b in rows:
+            ids = torch.from_numpy(batch["und_ids"][b : b + 1, : at[b]]).long()
+            scores = torch.from_numpy(logits[b : b + 1])
+            logits[b] = RepetitionPenaltyLogitsProcessor(repetition)(ids, scores)[0].numpy()
+            logits[b, list(set(ours[b, :i]))] -= presence
+        np.testing.assert_array_equal(ours[:, i], logits.argmax(-1), err_msg=f"token {i}")
+        batch["und_ids"][rows, at] = ours[:, i]
+        batch["und_segment_ids"][rows, at] = 0
+        batch["und_positions"][rows, :, at] = (nxt + i)[:, None]
+        at = at + 1
+    assert (ours != generate(params, cfg, prompts(cfg))).any()
+
+
 def test_draws_follow_the_distribution():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     keys = jax.random.split(jax.random.key(0), 20000)
@@ -217,3 +274,5 @@ def test_contradictions_are_named():
         generate(params, cfg, prompts(cfg), temperature=1.0, top_p=0.0)
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(params, cfg, prompts(cfg), max_new_tokens=0)
+    with pytest.raises(ValueError, match="repetition_penalty"):
+        generate(params, cfg, prompts(cfg), repetition_penalty=0.0)

@@ -1,0 +1,187 @@
+"""A request file, as a user or another program wrote it → checked `Request`s, before any parameter of a model is read.
+
+In: JSON (one request) or JSONL (a batch), the folder where the media of URLs lie, values from the command line. Out:
+`Request`s whose media exist and can be read. Every mistake is a `RequestError` of one sentence; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from data_pipelines.request_fields import HINTS, MODES, PATHS, Request, check_keys
+from data_pipelines.request_media import Media, find, forget, kind_of, probe
+from data_pipelines.request_values import RequestError, Wrong, show, tame
+
+LARGEST = 8 << 20  # bytes of a request file
+UNREAD = ("inverse_dynamics", "policy")  # make actions; the official requests name the recorded ones all the same
+
+
+def read(path: str | Path, media: Path | None = None, replace: Mapping[str, Any] | None = None) -> list[Request]:
+    """The requests of a file. replace: keys from the command line, which win; their paths start where you are.
+
+    RequestError: the first thing that is wrong. Names default to the file's stem (JSONL: stem_0, stem_1 …).
+    """
+    path = Path(path)
+    forget()
+    out: list[Request] = []
+    for i, (where, said) in enumerate(_objects(path)):
+        try:
+            request = _request(said, where, path, media, replace or {}, i)
+        except Wrong as e:
+            raise RequestError(f"{where}: {e.at} {e.what}." if e.at else f"{where} {e.what}.") from None
+        if any(request.name == other.name for other in out):
+            raise RequestError(f"{where}: name {json.dumps(request.name)} is taken by another request; change one.")
+        out.append(request)
+    return out
+
+
+def _request(said: Any, where: str, path: Path, media: Path | None, replace: Mapping[str, Any], i: int) -> Request:
+    if not isinstance(said, dict):
+        raise Wrong("is not an object {…} of keys and values; write one request as one object")
+    tame(said)
+    said = {k: v for k, v in said.items() if v is not None} | dict(replace)
+    values, notes = check_keys(said)
+    if "name" not in values:
+        values |= check_keys({"name": f"{path.stem}_{i}" if path.suffix.lower() == ".jsonl" else path.stem})[0]
+    request = Request(**values, where=where, notes=notes)
+    return _with_media(_with_texts(request, path.parent, media), path.parent, media, set(replace))
+
+
+def _objects(path: Path) -> list[tuple[str, Any]]:
+    """(file and line, JSON value) of every request in a file."""
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        raise RequestError(f"{path} is not a request file; its name must end in .json (one) or .jsonl (a batch).")
+    try:
+        if not path.is_file():
+            raise RequestError(f"{path} is {'not a file' if path.exists() else 'not there'}; name a request file.")
+        if path.stat().st_size > LARGEST:
+            raise RequestError(
+                f"{path} has {path.stat().st_size >> 20} MiB; a request file has at most {LARGEST >> 20}."
+            )
+        data = path.read_bytes()
+    except OSError as e:
+        raise RequestError(f"{path} cannot be opened ({e.strerror}); check the path.") from None
+    if not data.strip():
+        raise RequestError(f"{path} is empty; write a request into it.")
+    if path.suffix.lower() == ".json":
+        return [(str(path), _json(data, str(path)))]
+    lines = [(f"{path}, line {i + 1}", x) for i, x in enumerate(data.split(b"\n")) if x.strip()]
+    return [(where, _json(x, where)) for where, x in lines]
+
+
+def _json(data: bytes, where: str) -> Any:
+    """JSON with no key twice and no NaN. RequestError."""
+
+    def pairs(said: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [k for k, _ in said]
+        for k in keys if len(set(keys)) < len(keys) else ():
+            if keys.count(k) > 1:
+                raise Wrong(f"gives the key {json.dumps(k)[:60]} twice; keep one")
+        return dict(said)
+
+    def constant(name: str) -> None:
+        raise Wrong(f"holds {name}, which is not a number; replace it")
+
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs, parse_constant=constant)
+    except Wrong as e:
+        raise RequestError(f"{where} {e.what}.") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{where} is not UTF-8 text; save it as UTF-8.") from None
+    except json.JSONDecodeError as e:
+        at = f"line {e.lineno}, column {e.colno}" if e.lineno > 1 else f"column {e.colno}"
+        raise RequestError(f"{where} is not JSON ({e.msg}, {at}); repair it there.") from None
+    except RecursionError:
+        raise RequestError(f"{where} is nested too deeply; flatten it.") from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise RequestError(f"{where} holds a number of thousands of digits; replace it.") from None
+
+
+def _with_texts(request: Request, folder: Path, media: Path | None) -> Request:
+    """Prompts that are given as files, read."""
+    new: dict[str, str] = {}
+    for key, target in (("prompt_path", "prompt"), ("negative_prompt_file", "negative_prompt")):
+        said = getattr(request, key)
+        if said is None:
+            continue
+        if getattr(request, target) is not None:
+            raise Wrong(f"is given and {target} too; keep one of them", key)
+        try:
+            path = find(said, key, folder, media)
+            words = path.read_text(encoding="utf-8-sig") if path.stat().st_size < 1 << 20 else "\0"
+            if path.suffix.lower() == ".json":
+                words = json.dumps(json.loads(words))
+            new |= check_keys({target: words.strip()})[0]
+        except Wrong as e:
+            raise Wrong(e.what, key) from None
+        except (OSError, ValueError, RecursionError):
+            raise Wrong(
+                f"is {json.dumps(said)}, which cannot be read as UTF-8 text or JSON; check the file", key
+            ) from None
+    return dataclasses.replace(request, **new)  # type: ignore[arg-type]
+
+
+def task_of(request: Request) -> str:
+    """The row of tasks.TABLE that a request is for, said or inferred (as cosmos-framework infers it). `Wrong`."""
+    r, mode = request, request.model_mode
+    if r.hints:
+        if mode not in (None, "transfer", "text2video", "image2video", "video2video"):
+            raise Wrong(f"is {mode!r}, but {next(iter(r.hints))} asks for transfer; keep one", "model_mode")
+        return "transfer"
+    if mode == "transfer":
+        raise Wrong(f"is 'transfer', which needs a control; give one of {', '.join(HINTS)}", "model_mode")
+    if mode is None and (r.turns or r.images):
+        return "reason"
+    if mode is None and r.sound_path:
+        return "sound2video"
+    if mode is None:
+        given = _kind(r.vision_path, "vision_path") if r.vision_path else "text"
+        mode = f"{given}2{'image' if r.num_frames == 1 else 'video'}"
+        if mode == "video2image":
+            raise Wrong("is 1, but one frame is not made from a video; give model_mode", "num_frames")
+    task = MODES.get(mode, mode)
+    return "text2video_sound" if task == "text2video" and r.enable_sound else task
+
+
+def _kind(said: str, key: str) -> str:
+    try:
+        return kind_of(said)
+    except Wrong as e:
+        raise Wrong(e.what, key) from None
+
+
+def _with_media(request: Request, folder: Path, media: Path | None, replaced: set[str]) -> Request:
+    """Every media file found and probed."""
+    task, notes, found = task_of(request), list(request.notes), {}
+    wanted: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for key, kinds in zip(PATHS, (("image", "video"), ("sound",), ("actions",)), strict=True):
+        if said := getattr(request, key):
+            wanted[key] = (said, kinds)
+    if task in UNREAD and "action_path" in wanted:
+        notes.append(f"action_path is not read: {task} makes the actions")
+        del wanted["action_path"]
+    for h, x in request.hints.items():
+        if x.control_path:
+            wanted[f"{h}.control_path"] = (x.control_path, ("image", "video"))
+    wanted |= {f"images[{i}]": (said, ("image",)) for i, said in enumerate(request.images or ())}
+    for i, turn in enumerate(request.turns or ()):
+        for j, part in enumerate(turn["content"]):
+            if part["type"] != "text":
+                wanted[f"turns[{i}].content[{j}]"] = (part[part["type"]], (part["type"],))
+    for key, (said, kinds) in wanted.items():
+        found[key] = _media(said, key, kinds, Path() if key in replaced else folder, media)
+    return dataclasses.replace(request, media=MappingProxyType(found), notes=tuple(notes))
+
+
+def _media(said: str, key: str, kinds: tuple[str, ...], folder: Path, media: Path | None) -> Media:
+    try:
+        if kind_of(said) not in kinds:
+            raise Wrong(f"is {show(said)}, which is not {' or '.join(kinds)}; name such a file")
+        return probe(find(said, key, folder, media))
+    except Wrong as e:
+        raise Wrong(e.what, key) from None
