@@ -80,8 +80,8 @@ def _head(args, q_ids, ids, scale, tiles, causal, dot):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(xs):
         q, q_ids, i, kinds = xs
-        rows = q.shape[0]
-        state = jnp.zeros((rows, q.shape[1]), jnp.float32), jnp.full((rows, 1), NOTHING), jnp.zeros((rows, 1))
+        total = jnp.zeros_like(q, jnp.float32)  # like q: inside shard_map a carry must vary as its update does
+        state = total, jnp.full_like(total[:, :1], NOTHING), total[:, :1]
         for (k, v), (k_ids, _), kind in zip(keys, ids, kinds, strict=True):
             step = functools.partial(_tile, q=q, q_ids=q_ids, i=i, scale=scale, tiles=tiles, causal=causal, dot=dot)
             step = jax.checkpoint(step, prevent_cse=False)
