@@ -204,8 +204,8 @@ def _template(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
     return found
 
 
-def train(texts: Sequence[str], vocab: int = VOCAB) -> tokenizers.Tokenizer:
-    """A byte-level BPE over `texts`. Deterministic; every string round-trips."""
+def train(texts: Sequence[str], vocab: int = VOCAB, special: Sequence[str] = SPECIAL) -> tokenizers.Tokenizer:
+    """A byte-level BPE over `texts`; `special` tokens come first. Deterministic; every string round-trips."""
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
     tok.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
@@ -216,7 +216,7 @@ def train(texts: Sequence[str], vocab: int = VOCAB) -> tokenizers.Tokenizer:
     tok.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

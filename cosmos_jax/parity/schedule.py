@@ -58,14 +58,19 @@ def build(config: dict, index: dict) -> tuple[Any, str]:
         solver.set_timesteps(**({"sigmas": sigmas} if sigmas else {"num_inference_steps": STEPS}))
         return solver, ""
     solver = diffusers.UniPCMultistepScheduler.from_config(fields)
-    train, grid, note = fields.get("num_train_timesteps", 1000), None, ""
+    grid, note = None, ""
     if name == scheduler_config.EDGE:
-        grid = np.linspace(float(np.float32(1 - 1 / train)), 0.0, STEPS + 1)[:-1]
+        grid = native_grid(solver, STEPS)
         note = "diffusers has no such class: its UniPC on the framework's grid"
     elif index.get("use_native_flow_schedule"):
-        grid = np.linspace(1 - 1 / train, 0.0, STEPS + 1)[:-1]
+        grid = np.linspace(1 - 1 / solver.config.num_train_timesteps, 0.0, STEPS + 1)[:-1]
     solver.set_timesteps(STEPS, sigmas=grid)
     return solver, note
+
+
+def native_grid(solver: Any, steps: int) -> np.ndarray:
+    """Where the framework's UniPC starts and how it goes on, before the shift."""
+    return np.linspace(float(np.float32(1 - 1 / solver.config.num_train_timesteps)), 0.0, steps + 1)[:-1]
 
 
 def ours(config: dict, index: dict) -> tuple[Schedule, str]:

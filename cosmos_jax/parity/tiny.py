@@ -1,9 +1,10 @@
 """Tiny Cosmos 3 checkpoints with random weights, as PyTorch folders: `python -m cosmos_jax.parity.tiny --out=DIR`.
 
-In: a family, nano or edge. Out: DIR/diffusers (laid out as a released repository: transformer, vision_encoder, vae,
-scheduler, sound_tokenizer) and DIR/transformers (the reasoner), by the references' own `save_pretrained`. Every weight
-is random: the stock initialisation leaves norms at 1, embeddings and log-snakes at 0, and hides whole classes of
-mistakes. The shapes keep what a port can get wrong: hidden ≠ heads·head_dim, grouped queries, odd strides.
+In: a family, nano, edge or distilled. Out: DIR/diffusers (laid out as a released repository: transformer,
+vision_encoder, vae, scheduler, text_tokenizer, sound_tokenizer) and DIR/transformers (the reasoner), by the references'
+own `save_pretrained`. Every weight is random: the stock initialisation leaves norms at 1, embeddings and log-snakes at
+0, and hides whole classes of mistakes. The shapes keep what a port can get wrong: hidden ≠ heads·head_dim, grouped
+queries, odd strides.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer, Cosmos3OmniTransformer, UniPCMultistepScheduler
+from diffusers import (
+    AutoencoderKLWan,
+    Cosmos3AVAEAudioTokenizer,
+    Cosmos3OmniTransformer,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cosmos_jax.codecs.wan.config import MEAN, STD
-from cosmos_jax.parity import prompts
+from cosmos_jax.parity import prompts, tiny_tokenizer
 from cosmos_jax.parity.reference import rng
 from cosmos_jax.sampling import scheduler_config
 
@@ -35,6 +42,10 @@ EDGE = dict(
     NANO, hidden_act="relu2", qk_norm_for_text=False, use_und_k_norm_for_gen=True, rms_norm_eps=1e-5, rope_theta=1e8,
     sound_gen=False, sound_dim=None,
 )  # fmt: skip
+DISTILLED = dict(NANO, base_fps=16, action_gen=False, action_dim=None, sound_gen=False, sound_dim=None)
+CONFIGS = {  # of what `write` writes: all known embodiments fit into 64 channels
+    "nano": dict(NANO, action_dim=64), "edge": dict(EDGE, action_dim=64), "distilled": DISTILLED,
+}  # fmt: skip
 VAE = dict(
     base_dim=8, decoder_base_dim=12, z_dim=8, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], dropout=0.0,
     temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
@@ -50,12 +61,13 @@ SCHEDULER = {
     "nano": dict(FLOW, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.147),  # as the released Nano and Super
     "edge": dict(FLOW, flow_shift=3.0),  # with use_native_flow_schedule in model_index.json
 }
+SIGMAS = [1.0, 0.9375, 0.8333333333333334, 0.625]  # of the released 4-step models
 KINDS = {  # of reasoner: its classes in transformers
     "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
     "cosmos3_omni": (transformers.Cosmos3OmniConfig, transformers.Cosmos3OmniForConditionalGeneration),
     "cosmos3_edge": (transformers.Cosmos3EdgeConfig, transformers.Cosmos3EdgeForConditionalGeneration),
 }
-FAMILY = {"nano": "cosmos3_omni", "edge": "cosmos3_edge"}
+FAMILY = {"nano": "cosmos3_omni", "edge": "cosmos3_edge", "distilled": "cosmos3_omni"}
 
 
 def _fill(model: Any, values, seed: int) -> Any:
@@ -118,8 +130,16 @@ def sound_tokenizer(config: dict = SOUND, seed: int = 5) -> Cosmos3AVAEAudioToke
     return model
 
 
-def scheduler(family: str) -> UniPCMultistepScheduler:
-    return UniPCMultistepScheduler(**SCHEDULER[family])
+def scheduler(family: str, stochastic: bool = True) -> UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler:
+    """stochastic: whether the distilled one draws fresh noise in every step, as the released ones do."""
+    if family != "distilled":
+        return UniPCMultistepScheduler(**SCHEDULER[family])
+    made = FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
+    made.register_to_config(
+        fixed_step_sampler_config={"t_list": SIGMAS, "sample_type": "sde" if stochastic else "ode"},
+        fixed_step_requires_explicit_sigmas=True,
+    )
+    return made
 
 
 def reasoner_config(kind: str, **other) -> transformers.PretrainedConfig:
@@ -160,30 +180,49 @@ def reasoner(kind: str, seed: int = 5, **other) -> transformers.PreTrainedModel:
     return _fill(KINDS[kind][1](reasoner_config(kind, **other)), value, seed)
 
 
-def write(out: Path, family: str) -> list[Path]:
-    """Both folders of a family; returns them."""
+def write(out: Path, family: str, stochastic: bool = True) -> list[Path]:
+    """Both folders of a family; returns them. stochastic: see `scheduler`."""
     root = out / "diffusers"
     index: dict[str, Any] = {"_class_name": "Cosmos3OmniPipeline"}
     parts: dict[str, Any] = {
-        "transformer": transformer(NANO if family == "nano" else EDGE), "vae": vae(), "scheduler": scheduler(family),
+        "transformer": transformer(CONFIGS[family]), "vae": vae(), "scheduler": scheduler(family, stochastic),
     }  # fmt: skip
     if family == "nano":
         parts["sound_tokenizer"] = sound_tokenizer()
     for name, part in parts.items():
         part.save_pretrained(root / name)
         index[name] = ["diffusers", type(part).__name__]
+    tiny_tokenizer.write(root / "text_tokenizer")
+    index["text_tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     if family == "edge":  # as released: a scheduler class that is in no diffusers release
         index |= {"use_native_flow_schedule": True, "default_use_system_prompt": False}
         index["scheduler"] = ["diffusers", scheduler_config.EDGE]
         file = root / "scheduler" / "scheduler_config.json"
-        file.write_text(
-            json.dumps(json.loads(file.read_text()) | {"_class_name": scheduler_config.EDGE}, indent=1) + "\n"
-        )
-    (root / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+        _json(file, json.loads(file.read_text()) | {"_class_name": scheduler_config.EDGE})
+    _json(root / "model_index.json", index)
+    _json(root / "modular_model_index.json", _modular(index, family))
     whole = reasoner(FAMILY[family])
     whole.save_pretrained(out / "transformers")
     _beside(root, whole, family)
     return [root, out / "transformers"]
+
+
+def _json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _modular(index: dict[str, Any], family: str) -> dict[str, Any]:
+    """`modular_model_index.json`: the same components, and the sigmas of a distilled model."""
+    kind, more = ("Distilled", {"distilled_sigmas": SIGMAS}) if family == "distilled" else ("Omni", {})
+    parts = {
+        n: [*c, {"pretrained_model_name_or_path": "tiny", "subfolder": n, "type_hint": c, "variant": None}]
+        for n, c in index.items() if isinstance(c, list)
+    }  # fmt: skip
+    told = {k: v for k, v in index.items() if not (isinstance(v, list) or k.startswith("_"))}
+    return {
+        "_class_name": f"Cosmos3{kind}ModularPipeline", "_blocks_class_name": f"Cosmos3{kind}Blocks",
+        "is_distilled": family == "distilled", **more, **told, **parts,
+    }  # fmt: skip
 
 
 def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> None:
@@ -191,10 +230,10 @@ def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> Non
     the top a config.json and an index over both, from which transformers loads it."""
     whole.config.save_pretrained(root)
     names = {n: v for n, v in whole.state_dict().items() if n.startswith(("model.visual.", "model.projector."))}
-    if family == "nano":
+    if family != "edge":
         names = {n.removeprefix("model.visual."): v for n, v in names.items()}
     (root / "vision_encoder").mkdir(exist_ok=True)
-    if family == "nano":  # Edge's eye is described at the top alone
+    if family != "edge":  # whose eye is described at the top alone
         whole.config.vision_config.save_pretrained(root / "vision_encoder")
     save_file({n: v.contiguous() for n, v in names.items()}, root / "vision_encoder" / "model.safetensors")
     where: dict[str, str] = {}
@@ -203,13 +242,13 @@ def _beside(root: Path, whole: transformers.PreTrainedModel, family: str) -> Non
             where |= dict.fromkeys(f.keys(), file)
     size = sum((root / file).stat().st_size for file in set(where.values()))
     table = {"metadata": {"total_size": size}, "weight_map": where}
-    (root / "model.safetensors.index.json").write_text(json.dumps(table, indent=1) + "\n")
+    _json(root / "model.safetensors.index.json", table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m cosmos_jax.parity.tiny", description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--family", choices=("nano", "edge"), default="nano")
+    parser.add_argument("--family", choices=tuple(FAMILY), default="nano")
     options = parser.parse_args()
     for path in write(options.out, options.family):
         print(f"Wrote {path}")
