@@ -308,7 +308,7 @@ def _size(d: _Draft, frames: int) -> tuple[int, int]:
         for key in ("resolution", "aspect_ratio"):
             if d[key]:
                 raise Wrong("is given, and height and width too; keep one way to say the size", key)
-        d.default(aspect_ratio=canvas.closest_aspect(h, w, d.convention))
+        d.default(aspect_ratio=canvas.closest_aspect(h, w))
         return h, w
     if d.row.action != "none":
         for key in ("resolution", "aspect_ratio"):
@@ -320,7 +320,7 @@ def _size(d: _Draft, frames: int) -> tuple[int, int]:
             if d[key]:
                 raise Wrong("is given alone; an edited image takes both resolution and aspect_ratio, or neither", key)
         return canvas.edit_size(source.height, source.width)
-    seen = canvas.closest_aspect(source.height, source.width, d.convention) if d.task == "transfer" else "16,9"
+    seen = canvas.closest_aspect(source.height, source.width) if d.task == "transfer" else "16,9"
     d.default(resolution=d.facts.resolution, aspect_ratio="1,1" if d.task == "text2image" else seen)
     return canvas.size(d["resolution"], d["aspect_ratio"], frames)
 

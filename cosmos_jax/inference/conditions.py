@@ -33,6 +33,11 @@ class Conditions:
     actions: np.ndarray | None = None  # [rows,width], normalised
     record: dict = dataclasses.field(default_factory=dict)  # for run.json: what was done to them
 
+    @property
+    def encoded(self) -> bool:
+        """Whether a codec has work to do."""
+        return self.clip is not None or bool(self.context) or self.wave is not None
+
     def sample(self, blank: Sample, video: Encode, sound: Encode) -> Sample:
         """`blank` with the conditions encoded into it; what is to be made stays zero."""
         changed: dict = {}

@@ -160,7 +160,7 @@ def prepare(
     )  # fmt: skip
     made = Prepared(
         r, bundle, how, texts, conditions, schedule, solver, guidance,
-        _blank(r, bundle, conditions, frames, clean, controls), seed,
+        _blank(r, bundle, how, conditions, frames, clean, controls), seed,
     )  # fmt: skip
     made.pack()  # plans and validates: whatever is wrong with the sample is said now
     if how.noise is not None:
@@ -183,7 +183,7 @@ def _schedule(r: Resolved, bundle: Bundle, how: How) -> tuple[Schedule, str]:
 
 
 def _blank(
-    r: Resolved, bundle: Bundle, conditions: Conditions, frames: int, clean: tuple[int, ...], controls: int
+    r: Resolved, bundle: Bundle, how: How, conditions: Conditions, frames: int, clean: tuple[int, ...], controls: int
 ) -> Sample:
     """The sample without its conditions' values."""
     cfg, row, video = bundle.config, task(r.task), bundle.video_config
@@ -204,12 +204,8 @@ def _blank(
         r.task, "", 0, vision_latents=_zeros(shape), sound_latents=sound, actions=conditions.actions,
         domain=embodiments.domain(r.request.domain_name) if row.action != "none" else 0, fps=r.fps,
         clean_frames=clean if row.action == "none" and r.task != "video2sound" else None, context=context,
-        weights=weights if len(weights) > 1 and not _joint(r, bundle) else (),
+        weights=weights if how.convention == "framework" else (),  # diffusers: one attention over all controls
     )  # fmt: skip
-
-
-def _joint(r: Resolved, bundle: Bundle) -> bool:
-    return False
 
 
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
