@@ -14,7 +14,8 @@ from parity import modes_oracle, oracle
 
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
-from data_pipelines.packing import fill, plan, tight_bucket, unpack
+from cosmos_jax.sampling import guidance
+from data_pipelines.packing import context_tokens, fill, plan, tight_bucket, unpack
 from data_pipelines.sample import Sample
 from data_pipelines.schema import MODALITIES
 from data_pipelines.tokenizer import ChatTokenizer
@@ -167,6 +168,20 @@ def test_one_control_twice_or_beside_one_without_weight_is_that_control(controls
     two = dataclasses.replace(JOINT, context=tuple(CONTROLS[i] for i in controls), weights=weights)
     one = ours("nano", [dataclasses.replace(JOINT, context=CONTROLS[:1])])[0]["vision"]
     assert oracle.relative(ours("nano", [two])[0]["vision"], one)[0] <= 1e-6
+
+
+def test_controls_out_of_sight_leave_the_target_alone():
+    """The branch of control guidance: the target keeps its place (diffusers: cond_no_control_static)."""
+    model, cfg, params = pair("nano")
+    s = dataclasses.replace(JOINT, task="text2video", context=())
+    want = modes_oracle.run(model, fed(s, clean=[0]))["vision"]
+    planned = [plan(s, TOK, cfg.sequence) for s in (JOINT, WEIGHTED)]
+    bucket = tight_bucket(planned, 2)
+    rows = [[p] for p in planned]
+    hidden = guidance.without(fill(rows, bucket, cfg.sequence), context_tokens(rows, bucket))
+    v = {"vision": np.asarray(network(params, cfg, hidden)["vision"])}
+    for i, s in enumerate((JOINT, WEIGHTED)):
+        assert oracle.relative(unpack(v, hidden, i, 0, s, cfg.sequence)["vision"], want)[0] <= LIMIT
 
 
 def _tokens(b):
