@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cosmos_jax import media, outputs
+from cosmos_jax.cli import request
 from cosmos_jax.cli.options import config_of, require
 from cosmos_jax.config import ConfigError
 from cosmos_jax.pipeline import CANVAS, CHECKPOINTS, Pipeline
@@ -28,6 +29,11 @@ INPUTS = ("image", "video", "actions")
 
 def prepare_generate(options) -> Work:
     """Check a `generate` request; the work writes its files."""
+    if options.request:
+        return request.prepare(options)
+    only = {"media", "sound_file", "noise", "dump_latents", "decode_video"}
+    if extra := sorted(n for n in only if getattr(options, n) is not None):
+        raise ConfigError(f"--{extra[0]} goes with --request; give a request file, or leave it out.")
     if options.task is None:
         raise ConfigError("generate needs --task; `show` lists the tasks.")
     row = task(options.task)

@@ -74,6 +74,14 @@ def _parser() -> _Parser:
             p.add_argument("--shift", type=float)
             p.add_argument("--solver")
             p.add_argument("--out", help="directory for the files")
+            p.add_argument("--request", help="an official request file: JSON, or JSONL for several")
+            p.add_argument("--media", help="where the files of a request's URLs lie (searched by name)")
+            p.add_argument("--sound_file", help="the sound that a video is made for")
+            p.add_argument("--noise", help=".npz of initial noise: vision [C,T,h,w], sound [C,T], action [T,C]")
+            p.add_argument("--dump-latents", help=".npz for the final latents, and those after every step")
+            p.add_argument("--prompt-convention", choices=("framework", "diffusers"), default="framework")
+            p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+            p.add_argument("--decode_video", action=argparse.BooleanOptionalAction, help="default: where video is made")
             p.add_argument("--scale", type=int, default=4, help="enlarge pictures this many times (default 4)")
     return parser
 

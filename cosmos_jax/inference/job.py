@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,16 +16,17 @@ import numpy as np
 from cosmos_jax.inference import noise
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.conditions import Conditions
+from cosmos_jax.inference.transfer import Controls
 from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import scheduler_config, schedules
 from cosmos_jax.sampling.generate import Job
 from cosmos_jax.sampling.guidance import Guidance
 from cosmos_jax.sampling.schedules import Schedule
-from data_pipelines import embodiments, prompts
-from data_pipelines.packing import fill, plan, tight_bucket
+from data_pipelines import embodiments, prompts, transfer
+from data_pipelines.packing import context_tokens, fill, plan, tight_bucket
 from data_pipelines.request_resolve import Resolved
 from data_pipelines.sample import Sample
-from data_pipelines.tasks import task
+from data_pipelines.tasks import ALL, task
 
 ROUND = 16  # slots of a batch are rounded up, so that prompts of nearly the same length share a program
 
@@ -55,21 +55,47 @@ class Prepared:
     solver: str  # a line about the schedule
     guidance: Guidance
     blank: Sample = field(repr=False)  # zeros where conditions will be, and where something is made
-    seed: int = 0
+    seed: int
+    controls: Controls | None = field(default=None, repr=False)  # of a transfer
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the request's, and a number if it asks for several results."""
+        r = self.resolved
+        return r.name if len(r.seeds) == 1 else f"{r.name}/{r.seeds.index(self.seed)}"
+
+    def chunk(self, i: int, before: np.ndarray | None) -> tuple[Prepared, int]:
+        """Chunk i of a transfer, after the decoded frames `before`; and how many of its frames those show already."""
+        controls, q = self.controls, self.resolved.request
+        assert controls is not None
+        if before is not None:
+            clip = transfer.seed(before, q.num_conditional_frames)
+        elif controls.given is not None:
+            clip = transfer.pixels(transfer.seed(controls.given, q.num_first_chunk_conditional_frames, "first"))
+        else:
+            clip = np.zeros((0,))
+        clean = tuple(range(1 + (len(clip) - 1) // self.bundle.video_config.temporal)) if len(clip) else ()
+        given = self.how.noise
+        if given is not None and len(controls.plan.starts) > 1:
+            given = {n: x[i] for n, x in given.items()}
+        made = dataclasses.replace(
+            self, seed=self.seed + i, controls=None, how=dataclasses.replace(self.how, noise=given),
+            conditions=dataclasses.replace(self.conditions, clip=clip if clean else None, context=controls.chunk(i)),
+            blank=dataclasses.replace(self.blank, clean_frames=clean),
+        )  # fmt: skip
+        return made, 0 if before is None else min(q.num_conditional_frames, len(before))
 
     @property
     def spec(self):
         return self.bundle.config.sequence
 
-    @cached_property
-    def _text(self) -> Sample:
-        return dataclasses.replace(self.blank, prompt=self.prompts.positive, system=self.prompts.system)
+    def pack(self, sample: Sample | None = None) -> tuple[dict, dict | None, np.ndarray | None]:
+        """The batch of the prompt, and that of the negative one if a step is guided: one row each, packed alike.
 
-    def pack(self, sample: Sample | None = None) -> tuple[dict, dict | None]:
-        """The batch of the prompt, and that of the negative one if any step is guided: one row each, packed alike."""
-        positive = self._text if sample is None else dataclasses.replace(
-            sample, prompt=self.prompts.positive, system=self.prompts.system
-        )  # fmt: skip
+        Third: [B,V] bool, the tokens that control guidance hides, if there is any.
+        """
+        s = self.blank if sample is None else sample
+        positive = dataclasses.replace(s, prompt=self.prompts.positive, system=self.prompts.system)
         texts = [positive]
         if self.guidance.text != 1:
             texts.append(dataclasses.replace(positive, prompt=self.prompts.negative))
@@ -77,11 +103,12 @@ class Prepared:
         planned = [plan(s, self.bundle.tokenizer, self.spec, rounded) for s in texts]
         bucket = tight_bucket(planned, 1, ROUND)
         batches = [fill([[p]], bucket, self.spec) for p in planned]
-        return batches[0], batches[1] if len(batches) > 1 else None
+        hidden = context_tokens([planned[:1]], bucket) if s.context and self.guidance.control != 1 else None
+        return batches[0], batches[1] if len(batches) > 1 else None, hidden
 
     def job(self, sample: Sample | None = None) -> Job:
         """For the engine. sample: `blank` with its conditions encoded; None: the same shapes, to compile for."""
-        batch, uncond = self.pack(sample)
+        batch, uncond, hidden = self.pack(sample)
         s = self.blank if sample is None else sample
         arrays = self.how.noise or noise.framework(self.seed, s, self.spec)
         fresh, key = None, None
@@ -89,7 +116,7 @@ class Prepared:
             fresh, key = self._fresh(arrays, batch, s), jax.random.key(self.seed)
         return Job(
             batch, noise.buffers(arrays, batch, s, self.spec), self.schedule, self.guidance, uncond,
-            self._controls(batch), None if fresh else key, fresh,
+            hidden, None if fresh else key, fresh,
         )  # fmt: skip
 
     def _fresh(self, arrays: noise.Arrays, batch: dict, s: Sample) -> dict | None:
@@ -98,23 +125,9 @@ class Prepared:
         if not given:
             return None
         each = [
-            noise.buffers({n: x[i] for n, x in given.items()}, batch, s, self.spec)
-            for i in range(self.schedule.steps)
+            noise.buffers({n: x[i] for n, x in given.items()}, batch, s, self.spec) for i in range(self.schedule.steps)
         ]
         return {n: np.stack([b[n] for b in each]) for n in each[0]}
-
-    def _controls(self, batch: dict) -> np.ndarray | None:
-        """[B,V] bool: the tokens of the context items."""
-        if not self.blank.context or self.guidance.control == 1:
-            return None
-        ids = batch["vision_segment_ids"]
-        place = np.flatnonzero(ids[0] == 0)
-        target = batch["vision_noisy"][0, place]
-        count = len(place) // (len(self.blank.context) + 1) * len(self.blank.context)
-        assert not target[:count].any()
-        out = np.zeros(ids.shape, bool)
-        out[0, place[:count]] = True
-        return out
 
     def record(self) -> dict[str, Any]:
         """For run.json: everything that decided numbers."""
@@ -135,13 +148,11 @@ class Prepared:
 
 
 def prepare(
-    r: Resolved, bundle: Bundle, how: How, conditions: Conditions, seed: int, *, frames: int | None = None,
-    clean: tuple[int, ...] | None = None, controls: int = 0,
-) -> Prepared:  # fmt: skip
-    """Decide everything. frames, clean, controls: of one chunk of a transfer."""
+    r: Resolved, bundle: Bundle, how: How, conditions: Conditions, seed: int, controls: Controls | None = None
+) -> Prepared:
+    """Decide everything. controls: of a transfer, whose blank sample is that of a chunk."""
     row, request = task(r.task), r.request
-    frames = r.frames if frames is None else frames
-    clean = r.clean_frames if clean is None else clean
+    frames = controls.plan.frames if controls else r.frames
     schedule, solver = _schedule(r, bundle, how)
     text = request.guidance
     if r.task == "transfer" and how.convention == "diffusers":
@@ -150,7 +161,7 @@ def prepare(
         text, request.control_guidance if r.task == "transfer" else 1.0, request.guidance_interval,
         request.control_guidance_interval, closed=how.convention == "diffusers", normalize=bool(request.normalize_cfg),
     )  # fmt: skip
-    height, width = (conditions.clip.shape[1:3] if row.action != "none" else (r.height, r.width))
+    height, width = conditions.clip.shape[1:3] if row.action != "none" else (r.height, r.width)
     texts = prompts.build(
         how.convention, r.task, request.prompt or "", request.negative_prompt, frames=frames, fps=r.fps, height=height,
         width=width, aspect=request.aspect_ratio, controls=tuple(request.hints), view_point=request.view_point,
@@ -160,11 +171,11 @@ def prepare(
     )  # fmt: skip
     made = Prepared(
         r, bundle, how, texts, conditions, schedule, solver, guidance,
-        _blank(r, bundle, how, conditions, frames, clean, controls), seed,
+        _blank(r, bundle, how, conditions, frames), seed, controls,
     )  # fmt: skip
     made.pack()  # plans and validates: whatever is wrong with the sample is said now
     if how.noise is not None:
-        noise.check(how.noise, made.blank, made.spec)
+        noise.check(how.noise, made.blank, made.spec, len(controls.plan.starts) if controls else 1)
     return made
 
 
@@ -182,19 +193,17 @@ def _schedule(r: Resolved, bundle: Bundle, how: How) -> tuple[Schedule, str]:
     return scheduler_config.from_config(bundle.scheduler, request.num_steps, request.shift, native=native)
 
 
-def _blank(
-    r: Resolved, bundle: Bundle, how: How, conditions: Conditions, frames: int, clean: tuple[int, ...], controls: int
-) -> Sample:
+def _blank(r: Resolved, bundle: Bundle, how: How, conditions: Conditions, frames: int) -> Sample:
     """The sample without its conditions' values."""
     cfg, row, video = bundle.config, task(r.task), bundle.video_config
     rows, cols = conditions.crop or (r.height // video.spatial, r.width // video.spatial)
     shape = (cfg.latent_channels, 1 + (frames - 1) // video.temporal, rows, cols)
-    context = ()
+    context: tuple[np.ndarray, ...] = ()
     if row.context == "source":
         context = tuple(_zeros((cfg.latent_channels, 1, *(n // video.spatial for n in x.shape[1:3])))
                         for x in conditions.context)  # fmt: skip
     elif row.context == "controls":
-        context = (_zeros(shape),) * controls
+        context = (_zeros(shape),) * len(r.request.hints)
     sound = None
     if r.sound:
         c = bundle.sound_config
@@ -203,7 +212,7 @@ def _blank(
     return Sample(
         r.task, "", 0, vision_latents=_zeros(shape), sound_latents=sound, actions=conditions.actions,
         domain=embodiments.domain(r.request.domain_name) if row.action != "none" else 0, fps=r.fps,
-        clean_frames=clean if row.action == "none" and r.task != "video2sound" else None, context=context,
+        clean_frames=r.clean_frames if row.action == "none" and row.clean_frames != ALL else None, context=context,
         weights=weights if how.convention == "framework" else (),  # diffusers: one attention over all controls
     )  # fmt: skip
 

@@ -57,11 +57,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32) for name, x in arrays.items()}
 
 
-def check(given: Arrays, s: Sample, spec: SequenceSpec, where: str = "--noise") -> None:
-    """ValueError when the file's arrays are not those that the sample needs."""
+def check(given: Arrays, s: Sample, spec: SequenceSpec, chunks: int = 1, where: str = "--noise") -> None:
+    """ValueError when the file's arrays are not those that the sample needs; several chunks: one more axis in front."""
     want = shapes(s, spec)
     for name, shape in want.items():
         have = given[name].shape if name in given else None
+        shape = shape if chunks == 1 else (chunks, *shape)
         if have != shape and not (name == "action" and have == s.actions.shape):
             raise ValueError(f"{where}: {name} is {list(have) if have else 'absent'}, but the request needs {shape}.")
     for name in given:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,9 @@ import numpy as np
 
 from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
+from cosmos_jax.codecs.wan.codec import pixels
+from cosmos_jax.inference import transfer
+from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.job import How, Prepared
 from cosmos_jax.sampling import engine as engines
@@ -54,13 +57,13 @@ class Quiet:
 class Made:
     """What came out of one request. Arrays on the host; None where nothing is made."""
 
-    prepared: Prepared
+    request: Prepared | Question
     latents: dict[str, np.ndarray]  # vision [C,T,h,w], sound [Ds,T], action [rows,width]
     steps: dict[str, np.ndarray] | None = None  # the same after every step, one more axis in front
     video: np.ndarray | None = None  # uint8 [T,H,W,3]
     sound: np.ndarray | None = None  # float32 [2,N]
     actions: np.ndarray | None = None  # float32 [rows,width]
-    seconds: dict[str, float] = field(default_factory=dict)  # phase → seconds, those of all requests together
+    text: str | None = None
     step_seconds: list[float] = field(default_factory=list)
 
 
@@ -84,6 +87,8 @@ class Runner:
 
     def compile(self, requests: Sequence[Prepared]) -> None:
         """All programs of the denoising loop, before any weight is read. ValueError if one does not fit."""
+        if not requests:
+            return
         with self.phase("compiling", len(requests)):
             for p in requests:
                 self.engine(p.job())
@@ -96,8 +101,7 @@ class Runner:
         )  # fmt: skip
         if key not in self._engines:
             b, how = self.bundle, self.how
-            params = b.abstract("reasoner", how.precision) | {}
-            whole = _merge(params, b.abstract("generator", how.precision))
+            whole = _merge(b.abstract("reasoner", how.precision), b.abstract("generator", how.precision))
             made = engines.build(whole, b.config, job, precision=how.precision, trajectory=how.trajectory)
             line = made.check()
             self.memory.append(line)
@@ -117,32 +121,53 @@ class Runner:
             self._codecs["sound"] = self.bundle.sound(self.how.precision)
         return self._codecs["sound"]
 
-    def run(self, requests: Sequence[Prepared]) -> Iterator[Made]:
+    def run(self, requests: Sequence[Prepared | Question]) -> Iterator[Made]:
         """Everything, in the order of the requests."""
-        self.compile(requests)
-        samples = self.encode(requests)
-        jobs = [p.job(s) for p, s in zip(requests, samples, strict=True)]
-        caches = self.prefill(jobs)
-        made = list(self.denoise(requests, samples, jobs, caches))
-        for m in made:
-            self.decode(m)
-            m.seconds = dict(self.seconds)
-            yield m
+        made = [r for r in requests if isinstance(r, Prepared)]
+        questions = [r for r in requests if isinstance(r, Question)]
+        self.compile(made)
+        samples = self.encode(made)
+        jobs = [p.job(s) for p, s in zip(made, samples, strict=True)]
+        answers = iter(self.answer(questions))
+        results = iter(self.denoise(made, samples, jobs, self.prefill(jobs)))
+        for r in requests:
+            if isinstance(r, Question):
+                yield next(answers)
+            else:
+                m = next(results)
+                self.decode(m)
+                yield m
+
+    def answer(self, questions: Sequence[Question]) -> list[Made]:
+        """Words. The reasoner's weights, its eye included, leave afterwards."""
+        if not questions:
+            return []
+        params, out = self.load("reasoner", vision=True), []
+        for q in questions:
+            with self.phase(f"answering {q.name}", 1):
+                out.append(Made(q, {}, text=q.answer(params)))
+                self.progress.step()
+        return out
 
     def encode(self, requests: Sequence[Prepared]) -> list[Sample]:
-        """The samples with their conditions. The VAE leaves the device afterwards."""
+        """The samples with their conditions (those of a transfer come chunk by chunk). The VAEs then leave."""
         if not any(p.conditions.encoded for p in requests):
             return [p.blank for p in requests]
         with self.phase("encoding", len(requests)):
             out = []
             for p in requests:
-                out.append(p.conditions.sample(p.blank, lambda x: self.video.encode(x), lambda x: self.sound.encode(x)))
+                out.append(self._encode(p))
                 self.progress.step()
         self._codecs.clear()
         return out
 
+    def _encode(self, p: Prepared) -> Sample:
+        return p.conditions.sample(p.blank, lambda x: self.video.encode(x), lambda x: self.sound.encode(x))
+
     def prefill(self, jobs: Sequence[Job]) -> list[Any]:
         """Keys and values of all captions; with several jobs they wait on the host. The text tower then leaves."""
+        if not jobs:
+            return []
         with self.phase("reading captions", len(jobs)):
             params = self.load("reasoner")
             out = []
@@ -154,11 +179,37 @@ class Runner:
 
     def denoise(
         self, requests: Sequence[Prepared], samples: Sequence[Sample], jobs: Sequence[Job], caches: Sequence[Any]
-    ) -> Iterator[Made]:
-        params = self.load("generator")
+    ) -> list[Made]:
+        """Latents of every request; the generator's weights then leave."""
+        if not requests:
+            return []
+        params, out = self.load("generator"), []
         for p, s, job, cache in zip(requests, samples, jobs, caches, strict=True):
-            with self.phase(f"denoising {p.resolved.name}", job.schedule.steps):
-                yield self.one(params, p, s, job, cache)
+            if p.controls:
+                out.append(self._transfer(params, p, cache))
+                continue
+            with self.phase(f"denoising {p.name}", job.schedule.steps):
+                out.append(self.one(params, p, s, job, cache))
+        return out
+
+    def _transfer(self, params: dict, p: Prepared, cache: Any) -> Made:
+        """Chunk after chunk; each is decoded, because the next one starts from its last frames."""
+        controls = p.controls
+        assert controls is not None
+        count = len(controls.plan.starts)
+        made: list[Made] = []
+        parts: list[tuple[np.ndarray, int]] = []
+        for i in range(count):
+            with self.phase(f"denoising {p.name}, chunk {i + 1} of {count}", p.schedule.steps):
+                q, shown = p.chunk(i, parts[-1][0] if parts else None)
+                s = self._encode(q)
+                made.append(self.one(params, q, s, q.job(s), cache))
+                parts.append((self.video.decode_float(made[-1].latents["vision"]), shown))
+        clip = transfer.beside(pixels(transfer.join(parts, controls.plan.total)), controls, p.resolved)
+        whole = Made(p, _stack([m.latents for m in made]), video=clip)
+        whole.steps = _stack([m.steps for m in made if m.steps is not None])
+        whole.step_seconds = [t for m in made for t in m.step_seconds]
+        return whole
 
     def one(self, params: dict, p: Prepared, s: Sample, job: Job, cache: Any) -> Made:
         """Denoise one job."""
@@ -173,9 +224,7 @@ class Runner:
         latents = self._unpack(jax.device_get(buffers), job, s)
         steps = None
         if path is not None:
-            each = [
-                self._unpack({n: x[i] for n, x in path.items()}, job, s) for i in range(job.schedule.steps)
-            ]
+            each = [self._unpack({n: x[i] for n, x in path.items()}, job, s) for i in range(job.schedule.steps)]
             steps = {n: np.stack([e[n] for e in each]) for n in each[0]}
         return Made(p, latents, steps, step_seconds=np.diff(times).tolist())
 
@@ -184,7 +233,9 @@ class Runner:
 
     def decode(self, m: Made) -> None:
         """Latents → pixels, waves, actions. Numbers first; video only where it is made and wanted."""
-        p, row = m.prepared, task(m.prepared.resolved.task)
+        p = m.request
+        assert isinstance(p, Prepared)
+        row = task(p.resolved.task)
         if row.action == "noisy":
             m.actions = p.conditions.finish(m.latents["action"])
         wanted = row.makes_video if self.how.decode_video is None else self.how.decode_video and row.makes_video
@@ -192,13 +243,13 @@ class Runner:
             if "sound" in m.latents and row.sound != "clean":
                 samples = m.latents["sound"].shape[1] * self.bundle.sound_config.hop
                 m.sound = self.sound.decode(np.ascontiguousarray(m.latents["sound"]), samples)
-            if wanted:
+            if wanted and m.video is None:
                 m.video = self.video.decode(m.latents["vision"])
 
-    def load(self, job: str) -> dict:
+    def load(self, job: str, vision: bool = False) -> dict:
         """Weights straight from their files to the device."""
         began = time.perf_counter()
-        params = jax.block_until_ready(self.bundle.load(job, self.how.precision))
+        params = jax.block_until_ready(self.bundle.load(job, self.how.precision, vision))
         self.seconds[f"loading {job}"] = time.perf_counter() - began
         return params
 
@@ -208,4 +259,8 @@ def _merge(reasoner: dict, generator: dict) -> dict:
     return reasoner | generator | {"layers": reasoner["layers"] | generator["layers"]}
 
 
-Handover = Callable[[Made], None]
+def _stack(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One chunk as it is; several with an axis of chunks in front."""
+    if len(parts) <= 1:
+        return dict(parts[0]) if parts else {}
+    return {n: np.stack([x[n] for x in parts]) for n in parts[0]}
