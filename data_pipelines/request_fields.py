@@ -49,7 +49,6 @@ OWN = ("text2video_sound", "sound2video", "video2sound", "policy", "transfer", "
 HINTS = ("edge", "blur", "depth", "seg", "wsm")  # the order in which the model sees several controls
 VIEWS = ("ego_view", "third_person_view", "wrist_view", "concat_view", "top_down_2d_view", "video_game_view")
 STRENGTHS = ("very_low", "low", "medium", "high", "very_high")
-PATHS = ("vision_path", "sound_path", "action_path")  # one media file each, which the command line may replace
 
 
 @dataclass(frozen=True)

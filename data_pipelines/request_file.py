@@ -13,11 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from data_pipelines.request_fields import HINTS, MODES, PATHS, Request, check_keys
-from data_pipelines.request_media import Media, find, forget, kind_of, probe
+from data_pipelines.request_fields import HINTS, MODES, Request, check_keys
+from data_pipelines.request_media import find, forget, kind_of, probe
 from data_pipelines.request_values import RequestError, Wrong, show, tame
 
-LARGEST = 8 << 20  # bytes of a request file
+LARGEST, LARGEST_TEXT = 8 << 20, 1 << 20  # bytes of a request file, of a prompt's
+SIGHT: tuple[str, ...] = ("image", "video")
+OFFICIAL = Path(__file__).parent / "official" / "neg_prompts.json"  # cosmos-framework finds it by its name, too
 UNREAD = ("inverse_dynamics", "policy")  # make actions; the official requests name the recorded ones all the same
 
 
@@ -44,12 +46,13 @@ def _request(said: Any, where: str, path: Path, media: Path | None, replace: Map
     if not isinstance(said, dict):
         raise Wrong("is not an object {…} of keys and values; write one request as one object")
     tame(said)
-    said = {k: v for k, v in said.items() if v is not None} | dict(replace)
+    said = said | {k: str(v) if isinstance(v, Path) else v for k, v in replace.items() if v is not None}
     values, notes = check_keys(said)
     if "name" not in values:
         values |= check_keys({"name": f"{path.stem}_{i}" if path.suffix.lower() == ".jsonl" else path.stem})[0]
     request = Request(**values, where=where, notes=notes)
-    return _with_media(_with_texts(request, path.parent, media), path.parent, media, set(replace))
+    folders = dict.fromkeys(replace, Path()) | {"": path.parent}
+    return _with_media(_with_texts(request, folders, media), folders, media)
 
 
 def _objects(path: Path) -> list[tuple[str, Any]]:
@@ -102,7 +105,7 @@ def _json(data: bytes, where: str) -> Any:
         raise RequestError(f"{where} holds a number of thousands of digits; replace it.") from None
 
 
-def _with_texts(request: Request, folder: Path, media: Path | None) -> Request:
+def _with_texts(request: Request, folders: Mapping[str, Path], media: Path | None) -> Request:
     """Prompts that are given as files, read."""
     new: dict[str, str] = {}
     for key, target in (("prompt_path", "prompt"), ("negative_prompt_file", "negative_prompt")):
@@ -112,17 +115,20 @@ def _with_texts(request: Request, folder: Path, media: Path | None) -> Request:
         if getattr(request, target) is not None:
             raise Wrong(f"is given and {target} too; keep one of them", key)
         try:
-            path = find(said, key, folder, media)
-            words = path.read_text(encoding="utf-8-sig") if path.stat().st_size < 1 << 20 else "\0"
+            if key == "negative_prompt_file" and said == OFFICIAL.name:
+                path = OFFICIAL
+            else:
+                path = find(said, key, folders.get(key, folders[""]), media)
+            if path.stat().st_size > LARGEST_TEXT:
+                raise Wrong(f"is {path.name} of more than {LARGEST_TEXT >> 20} MiB; a prompt is shorter")
+            words = path.read_text(encoding="utf-8-sig")
             if path.suffix.lower() == ".json":
                 words = json.dumps(json.loads(words))
             new |= check_keys({target: words.strip()})[0]
         except Wrong as e:
             raise Wrong(e.what, key) from None
         except (OSError, ValueError, RecursionError):
-            raise Wrong(
-                f"is {json.dumps(said)}, which cannot be read as UTF-8 text or JSON; check the file", key
-            ) from None
+            raise Wrong(f"is {show(said)}, which cannot be read as UTF-8 text or JSON; check the file", key) from None
     return dataclasses.replace(request, **new)  # type: ignore[arg-type]
 
 
@@ -140,7 +146,10 @@ def task_of(request: Request) -> str:
     if mode is None and r.sound_path:
         return "sound2video"
     if mode is None:
-        given = _kind(r.vision_path, "vision_path") if r.vision_path else "text"
+        try:
+            given = kind_of(r.vision_path, SIGHT) if r.vision_path else "text"
+        except Wrong as e:
+            raise Wrong(e.what, "vision_path") from None
         mode = f"{given}2{'image' if r.num_frames == 1 else 'video'}"
         if mode == "video2image":
             raise Wrong("is 1, but one frame is not made from a video; give model_mode", "num_frames")
@@ -148,40 +157,29 @@ def task_of(request: Request) -> str:
     return "text2video_sound" if task == "text2video" and r.enable_sound else task
 
 
-def _kind(said: str, key: str) -> str:
-    try:
-        return kind_of(said)
-    except Wrong as e:
-        raise Wrong(e.what, key) from None
-
-
-def _with_media(request: Request, folder: Path, media: Path | None, replaced: set[str]) -> Request:
+def _with_media(request: Request, folders: Mapping[str, Path], media: Path | None) -> Request:
     """Every media file found and probed."""
-    task, notes, found = task_of(request), list(request.notes), {}
+    task, notes = task_of(request), list(request.notes)
     wanted: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for key, kinds in zip(PATHS, (("image", "video"), ("sound",), ("actions",)), strict=True):
+    for key, kinds in {"vision_path": SIGHT, "sound_path": ("sound",), "action_path": ("actions",)}.items():
         if said := getattr(request, key):
             wanted[key] = (said, kinds)
-    if task in UNREAD and "action_path" in wanted:
+    if task in UNREAD and wanted.pop("action_path", None):
         notes.append(f"action_path is not read: {task} makes the actions")
-        del wanted["action_path"]
-    for h, x in request.hints.items():
-        if x.control_path:
-            wanted[f"{h}.control_path"] = (x.control_path, ("image", "video"))
-    wanted |= {f"images[{i}]": (said, ("image",)) for i, said in enumerate(request.images or ())}
+    for hint, asked in request.hints.items():
+        if asked.control_path:
+            wanted[f"{hint}.control_path"] = (asked.control_path, SIGHT)
+    for i, said in enumerate(request.images or ()):
+        wanted[f"images[{i}]"] = (said, ("image",))
     for i, turn in enumerate(request.turns or ()):
         for j, part in enumerate(turn["content"]):
             if part["type"] != "text":
                 wanted[f"turns[{i}].content[{j}]"] = (part[part["type"]], (part["type"],))
+    found = {}
     for key, (said, kinds) in wanted.items():
-        found[key] = _media(said, key, kinds, Path() if key in replaced else folder, media)
+        try:
+            kind_of(said, kinds)
+            found[key] = probe(find(said, key, folders.get(key, folders[""]), media))
+        except Wrong as e:
+            raise Wrong(e.what, key) from None
     return dataclasses.replace(request, media=MappingProxyType(found), notes=tuple(notes))
-
-
-def _media(said: str, key: str, kinds: tuple[str, ...], folder: Path, media: Path | None) -> Media:
-    try:
-        if kind_of(said) not in kinds:
-            raise Wrong(f"is {show(said)}, which is not {' or '.join(kinds)}; name such a file")
-        return probe(find(said, key, folder, media))
-    except Wrong as e:
-        raise Wrong(e.what, key) from None

@@ -25,7 +25,7 @@ KINDS = {
     **dict.fromkeys((".wav", ".mp3", ".flac", ".ogg", ".m4a"), "sound"),
     ".json": "actions",
 }
-PICTURES = ("PNG", "JPEG", "WEBP", "MPO")  # whatever the extension says, Pillow may read these and no others
+PICTURES = ("PNG", "JPEG", "WEBP")  # whatever the extension says, Pillow may read these and no others
 DEMUXER = {".mkv": "matroska", ".webm": "matroska", ".m4a": "mp4"}  # FFmpeg's name, where it is not the extension
 REMEDY = {"vision_path": "--image or --video", "action_path": "--actions"}
 MOST_PIXELS = 50_000_000  # of one picture; the largest canvas has one million
@@ -50,11 +50,12 @@ def is_url(said: str) -> bool:
     return "://" in said[:12]
 
 
-def kind_of(said: str) -> str:
-    """image, video, sound or actions, by the extension. `Wrong` for any other."""
+def kind_of(said: str, kinds: tuple[str, ...]) -> str:
+    """Which of the kinds (image, video, sound, actions) a file is, by its extension. `Wrong` if it is none of them."""
     suffix = Path(_file_name(said) if is_url(said) else said).suffix.lower()
-    if suffix not in KINDS:
-        raise Wrong(f"is {show(said)}, a file of no known kind; use one of {', '.join(KINDS)}")
+    if KINDS.get(suffix) not in kinds:
+        known = ", ".join(x for x, kind in KINDS.items() if kind in kinds)
+        raise Wrong(f"is {show(said)}, not a file of {' or '.join(kinds)} ({known}); name such a file")
     return KINDS[suffix]
 
 
@@ -71,7 +72,8 @@ def find(said: str, key: str, folder: Path, media: Path | None) -> Path:
         if path.is_dir():
             raise Wrong(f"is {show(said)}, a folder; name a file in it")
         if not path.exists():
-            raise Wrong(f"names {show(said)}, which does not exist; paths start at the request's folder{option}")
+            start = "where you are" if folder == Path() else "at the request's folder"
+            raise Wrong(f"names {show(said)}, which does not exist; check it (paths start {start}){option}")
         if not path.is_file():
             raise Wrong(f"is {show(said)}, which is not a regular file; copy its content into one")
         return path.absolute()
@@ -138,6 +140,8 @@ def probe(path: Path) -> Media:
         return _actions(path)
     except Wrong:
         raise
+    except PIL.Image.DecompressionBombError:
+        raise Wrong(f"is {path.name}, which unfolds to far too many pixels; use another file") from None
     except Exception as e:  # parsers of foreign bytes raise anything: struct.error, SyntaxError, zlib.error, FFmpeg's …
         word = "actions" if kind == "actions" else f"{'an' if kind == 'image' else 'a'} {kind}"
         raise Wrong(f"is {path.name}, which cannot be read as {word} ({_reason(e)}); check the file") from None
@@ -145,9 +149,8 @@ def probe(path: Path) -> Media:
 
 def _pixels(path: Path, width: int, height: int) -> None:
     if not 0 < width * height <= MOST_PIXELS:
-        raise Wrong(
-            f"is {path.name} of {width}×{height} pixels; scale it down to at most {MOST_PIXELS // 10**6} million"
-        )
+        most = f"{MOST_PIXELS // 10**6} million"
+        raise Wrong(f"is {path.name} of {width}×{height} pixels; use a file with some, and at most {most}")
     if max(width, height) > MOST_STRETCHED * min(width, height):
         raise Wrong(f"is {path.name} of {width}×{height} pixels, which is all edge; crop it")
 

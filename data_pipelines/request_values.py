@@ -95,12 +95,8 @@ def text(longest: int = LONGEST) -> Check:
 def name(value: Any) -> str:
     """A text that can be a folder's name."""
     value = text(120)(value)
-    if (
-        not value.strip()
-        or value != value.strip()
-        or value[0] == "."
-        or not re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", value)
-    ):
+    plain = re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", value) and len(value.encode()) <= 200
+    if not plain or value != value.strip() or value[0] == ".":
         raise Wrong(f"is {show(value)}, which cannot name a folder; use letters, digits, '-' and '_'")
     return value
 
@@ -122,7 +118,7 @@ def items(value: Any, least: int, most: int) -> list:
 
 
 def item_list(check: Check, least: int, most: int) -> Check:
-    """A list of different values, each of which passes `check`; a tuple."""
+    """A list of values, each of which passes `check`; a tuple."""
 
     def check_all(value: Any) -> tuple:
         out = []
@@ -131,8 +127,6 @@ def item_list(check: Check, least: int, most: int) -> Check:
                 out.append(check(x))
             except Wrong as e:
                 raise Wrong(e.what, f"[{i}]{e.at}") from None
-        if len(set(out)) < len(out):
-            raise Wrong("names something twice; name it once")
         return tuple(out)
 
     return check_all

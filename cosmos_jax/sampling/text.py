@@ -46,8 +46,8 @@ def generate_text(
     if sample.repetition_penalty <= 0:
         raise ValueError(f"sample.repetition_penalty={sample.repetition_penalty} must be above 0; 1 is off.")
     seeds = np.arange(segments.shape[0], dtype=np.int32) if seeds is None else seeds
-    knobs = (sample.max_new_tokens, sample.temperature, sample.top_k, sample.top_p)
-    knobs += (sample.repetition_penalty, sample.presence_penalty)
+    penalties = (sample.repetition_penalty, sample.presence_penalty)
+    knobs = (sample.max_new_tokens, sample.temperature, sample.top_k, sample.top_p, *penalties)
     return _generate(params, cfg, batch, seeds, jax.random.key(sample.seed), knobs, tuple(eos), precision)
 
 
