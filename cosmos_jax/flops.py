@@ -30,13 +30,17 @@ class Counts:
     segments: int = 0  # timestep embeddings
     vit: int = 0
     und_pairs: int = 0  # causal: n(n+1)/2 per segment
-    gen_pairs: int = 0  # n_gen · (n_und + n_gen) per segment
+    gen_pairs: int = 0  # n_gen · (n_und + n_gen) per segment, for each attention it takes part in
     vit_pairs: int = 0  # n² per frame
 
 
 def count(batch: dict[str, np.ndarray]) -> Counts:
     """Counts of a host batch (numpy, data_pipelines/schema.py)."""
     und, gen = (_lengths(batch[f"{s}_segment_ids"], batch["segment_task"].shape[1]) for s in ("und", "gen"))
+    weight, parts = batch["control_weight"], [gen]
+    if weight.shape[1]:  # one attention per weighted control
+        ids = np.where(weight > 0, batch["gen_segment_ids"][:, None], -1)
+        parts = [_lengths(ids[:, c], gen.shape[1]) for c in range(weight.shape[1])]
     vit_ids = batch["vit_segment_ids"]
     vit = _lengths(vit_ids, int(vit_ids.max(initial=-1)) + 1)
     modalities = {name: int((batch[f"{name}_index"] >= 0).sum()) for name in ("vision", "action", "sound")}
@@ -47,7 +51,7 @@ def count(batch: dict[str, np.ndarray]) -> Counts:
         segments=int((gen > 0).sum()),
         vit=int(vit.sum()),
         und_pairs=int((und * (und + 1) // 2).sum()),
-        gen_pairs=int((gen * (und + gen)).sum()),
+        gen_pairs=int(sum((n * (und + n)).sum() for n in parts)),
         vit_pairs=int((vit**2).sum()),
         **modalities,
     )

@@ -49,6 +49,7 @@ class Planned:
     noisy: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n] bool
     weight: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n]: 1 / elements of the token's item
     items: dict[str, int] = field(default_factory=dict)  # modality → number of items
+    context: int = 0  # vision tokens before the target
     extent: np.ndarray | None = None  # [V, 2]
     control_weight: np.ndarray | None = None  # [controls, G]; None = one attention over everything
     vit: VitInput | None = None
@@ -124,7 +125,7 @@ def _plan_vision(out: Planned, origin: float, fps: float, spec: SequenceSpec) ->
         extents.append(np.repeat(grid, t, 0).reshape(-1, 2))
         items.append((t * rows * cols, x.size))
     out.add("vision", np.concatenate(parts), np.concatenate(noisy), items)
-    out.extent = np.concatenate(extents)
+    out.extent, out.context = np.concatenate(extents), sum(n for n, _ in items[:-1])
     return places
 
 
@@ -325,6 +326,17 @@ def _fill_segment(batch, b: int, n: int, p: Planned, at: dict, starts: dict, fra
             batch["action_width"][b, rows], batch["action_domain"][b, rows] = s.actions.shape[1], s.domain
         at[m], place = rows.stop, place + count
     at["gen"] = place
+
+
+def context_tokens(rows: Sequence[Sequence[Planned]], bucket: Bucket) -> np.ndarray:
+    """[B,V] bool, for the rows that `fill` takes: vision tokens before their target, which control guidance hides."""
+    out = np.zeros((bucket.rows, bucket.vision), bool)
+    for b, samples in enumerate(rows):
+        at = 0
+        for p in samples:
+            out[b, at : at + p.context] = True
+            at += p.size["vision"]
+    return out
 
 
 def tight_bucket(planned: Iterable[Planned], rows: int, round_to: int = 32) -> Bucket:

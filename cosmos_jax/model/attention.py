@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import pallas_kernels.attention as kernels
@@ -72,10 +73,27 @@ def und_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:
     return shard.rowwise(f, q, k, v, segment_ids, heads=(0, 1, 2), out_heads=True)
 
 
-def gen_attention(q, k, v, segment_ids, k_und, v_und, und_segment_ids, precision: Precision) -> jax.Array:
-    """Gen queries over [und; gen] keys of their segment."""
+def gen_attention(
+    q, k, v, segment_ids, k_und, v_und, und_segment_ids, precision: Precision, control_weight: jax.Array | None = None
+) -> jax.Array:
+    """Gen queries over [und; gen] keys of their segment.
+
+    control_weight [B,C,G] float32: C such attentions instead of one. Token g takes part in number c, as query and as
+    key, where control_weight[:,c,g] > 0; its output is the weighted sum (spec model.md §5, multi_control_two_way).
+    """
     f = functools.partial(kernels.gen_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
-    return shard.rowwise(f, q, k, v, segment_ids, k_und, v_und, und_segment_ids, heads=(0, 1, 2, 4, 5), out_heads=True)
+
+    def weighted(q, k, v, segment_ids, k_und, v_und, und_segment_ids, weight):
+        out = jnp.zeros(q.shape, jnp.float32)
+        for c in range(weight.shape[1]):
+            here = jnp.where(weight[:, c] > 0, segment_ids, -1)  # who is not here is as padding is: unseen, answered 0
+            out += weight[:, c, :, None, None] * f(q, k, v, here, k_und, v_und, und_segment_ids)
+        return out.astype(q.dtype)
+
+    args = (q, k, v, segment_ids, k_und, v_und, und_segment_ids)
+    if control_weight is None:
+        return shard.rowwise(f, *args, heads=(0, 1, 2, 4, 5), out_heads=True)
+    return shard.rowwise(weighted, *args, control_weight, heads=(0, 1, 2, 4, 5), out_heads=True)
 
 
 def full_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:

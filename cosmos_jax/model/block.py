@@ -25,6 +25,7 @@ class Stream(NamedTuple):
     cos: jax.Array
     sin: jax.Array
     segment_ids: jax.Array
+    control_weight: jax.Array | None = None  # of gen: [B,C,G] (`attention.gen_attention`)
 
 
 class KV(NamedTuple):
@@ -74,6 +75,9 @@ class Block(nnx.Module):
         assert cache is not None, "a block without und needs the cache of its keys and values"
         if gen is not None and gen_stream is not None:
             q, k, _, v = self.gen.qkv(gen, gen_stream, precision)
-            o = gen_attention(q, k, v, gen_stream.segment_ids, cache.k, cache.v, und_stream.segment_ids, precision)
+            o = gen_attention(
+                q, k, v, gen_stream.segment_ids, cache.k, cache.v, und_stream.segment_ids, precision,
+                gen_stream.control_weight,
+            )  # fmt: skip
             gen = self.gen.finish(gen, o, precision)
         return und, gen, cache

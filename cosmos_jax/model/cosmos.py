@@ -121,7 +121,9 @@ def _und_stream(cfg: ModelConfig, batch: dict) -> Stream:
 
 
 def _gen_stream(cfg: ModelConfig, batch: dict) -> Stream:
-    return Stream(*rope.tables(batch["gen_positions"], cfg.rope_theta, cfg.rope_sections), batch["gen_segment_ids"])
+    tables = rope.tables(batch["gen_positions"], cfg.rope_theta, cfg.rope_sections)
+    weighted = batch["control_weight"].shape[1] > 0
+    return Stream(*tables, batch["gen_segment_ids"], batch["control_weight"] if weighted else None)
 
 
 def apply(

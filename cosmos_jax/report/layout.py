@@ -7,6 +7,7 @@ attention masks with (pallas_kernels/attention/reference.py): und is causal, gen
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,10 @@ def mask(batch: dict, row: int) -> np.ndarray:
     out = np.zeros((u + g, u + g), bool)
     out[:u, :u] = (same_segment(und, und) & causal(u))[0]
     if g:
-        out[u:, :u], out[u:, u:] = same_segment(gen, und)[0], same_segment(gen, gen)[0]
+        weight = batch["control_weight"][row]
+        together: list[Any] = [gen] if not len(weight) else [np.where(w > 0, gen, -1) for w in weight]
+        out[u:, :u] = same_segment(gen, und)[0]
+        out[u:, u:] = np.logical_or.reduce([same_segment(ids, ids)[0] for ids in together])
     return out
 
 

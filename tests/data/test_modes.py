@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
 
-from data_pipelines.packing import Packer, fill, one_per_row, plan, tight_bucket, unpack
+from data_pipelines.packing import Packer, context_tokens, fill, one_per_row, plan, tight_bucket, unpack
 from data_pipelines.sample import Sample, validate
 from data_pipelines.schema import MODALITIES, SequenceSpec
 from data_pipelines.tokenizer import ChatTokenizer
@@ -104,6 +104,8 @@ def test_the_target_comes_back_and_each_item_has_its_own_weight():
     bucket = dataclasses.replace(need, segments=2, und=2 * need.und, gen=2 * need.gen, vision=2 * need.vision)
     b = fill([p], bucket, SPEC)
     assert b["segment_items"][0, :, 0].tolist() == [2, 2] and b["control_weight"].shape[1] == 0
+    context = context_tokens([p], bucket)[0]
+    assert context.tolist() == [True] * 18 + [False] * 18 + [True] * 15 + [False] * (len(context) - 51)
     at = 0
     for n, s in enumerate(samples):
         back = unpack({m: b[f"{m}_x0"] for m in MODALITIES}, b, 0, n, s, SPEC)

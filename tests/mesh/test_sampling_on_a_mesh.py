@@ -1,4 +1,4 @@
-"""Latents, text and what the eyes see are the same on four devices as on one. Runs itself where there are four."""
+"""Latents, text, weighted controls, what the eyes see: on four devices as on one. Runs itself where there are four."""
 
 from mesh import devices
 
@@ -48,6 +48,25 @@ def main():
             np.testing.assert_array_equal(np.asarray(got[name])[clean], cond[f"{name}_x0"][clean])
 
 
+def controls():
+    """One attention per weighted control, heads split over tp."""
+    import jax
+    from parity import oracle, test_modes
+
+    from cosmos_jax import mesh, shard
+    from cosmos_jax.config import MeshConfig
+    from cosmos_jax.model import cosmos
+
+    _, cfg, params = test_modes.pair("nano")
+    batch = test_modes.batch_of([test_modes.WEIGHTED] * 2, cfg)
+    want = test_modes.network(params, cfg, batch)
+    here = mesh.build(MeshConfig(1, 2, 2, 1), jax.devices())
+    with jax.set_mesh(here):
+        placed = jax.device_put(params, shard.place(cosmos.abstract(cfg), cosmos.logical_axes(cfg), here))
+        got = test_modes.network(placed, cfg, jax.device_put(batch, shard.batch_sharding(here)))
+    assert oracle.relative(got["vision"], want["vision"])[0] <= 2e-6
+
+
 def eyes():
     """Both kinds of vision encoder, and the und tower behind them."""
     import jax
@@ -75,4 +94,5 @@ def eyes():
 
 if __name__ == "__main__":
     main()
+    controls()
     eyes()
