@@ -28,6 +28,8 @@ from cosmos_jax.sampling import generate
 from cosmos_jax.sampling.generate import Buffers, Job, State, Static
 from cosmos_jax.sampling.memory import Memory, free_memory, gib, held
 
+# A CPU computes bfloat16 in float32. Left alone, XLA widens the weights of all layers before the first one runs.
+NARROW: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 Load = Callable[[str], dict]  # a job of `cosmos.JOBS` → its parameters, placed
 
 
@@ -123,12 +125,13 @@ class Engine:
         """ValueError for a job of other shapes than the one that was compiled."""
         if job.forms != self.static.forms or job.guidance.normalize != self.static.normalize:
             raise ValueError(f"this engine was compiled for the branches {self.static.forms}, the job has {job.forms}.")
-        for ours, theirs in zip(self.shapes, _shapes(job), strict=True):
-            if jax.tree.structure(ours) != jax.tree.structure(theirs) or any(
-                (a.shape, a.dtype) != (b.shape, b.dtype)
-                for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-            ):
-                raise ValueError("this engine was compiled for a job of other shapes; compile one for each shape.")
+        ours, theirs = _layout(self.shapes), _layout(_shapes(job))
+        for name in ours | theirs:
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"this engine was compiled for {name} of {ours.get(name, 'no shape')}, the job has "
+                    f"{theirs.get(name, 'none')}: build one for each shape."
+                )
 
 
 def build(params: dict, cfg: ModelConfig, job: Job, *, precision: Precision, trajectory: bool = False) -> Engine:
@@ -162,7 +165,7 @@ def _step(params, cache, inputs, state, rows, *, static: Static):
 def _compile(function, *args, **static) -> tuple[jax.stages.Compiled, Any]:
     """The program, and its results as ShapeDtypeStructs with the places where they come out."""
     lowered = function.lower(*args, **static)
-    program = lowered.compile()
+    program = lowered.compile(NARROW if jax.default_backend() == "cpu" else None)
 
     def place(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -188,5 +191,13 @@ def _shapes(job: Job) -> tuple[tuple[dict, ...], dict, Buffers, dict]:
     return batch(job.captions), inputs, batch(job.noise), rows
 
 
+def _layout(shapes: tuple) -> dict[str, str]:
+    """Name → shape and dtype."""
+    parts = dict(zip(("captions", "inputs", "noise", "steps"), shapes, strict=True))
+    leaves = jax.tree_util.tree_leaves_with_path(parts)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for k, x in leaves}
+
+
 def _put(tree, shapes):
-    return tree if shard.no_mesh() else jax.device_put(tree, jax.tree.map(lambda x: x.sharding, shapes))
+    """On the device, where the program expects it: once for all steps."""
+    return jax.device_put(tree, None if shard.no_mesh() else jax.tree.map(lambda x: x.sharding, shapes))

@@ -1,8 +1,8 @@
 """The denoising loop: noise and conditions in, clean latents out.
 
 In: packed batch (data_pipelines/schema.py; what is not noisy is a condition), noise buffers, a `Schedule`. Out: buffers
-shaped like `*_x0`. Two programs: `prefill` reads the captions once (reasoner weights alone), `denoise_cached` runs every
-step on their keys and values (generator weights alone); all guidance branches are rows of one batch. Solver state is
+shaped like `*_x0`. Two programs: `prefill` reads the captions once (reasoner weights alone), `denoise_cached` runs the
+steps on their keys and values (generator weights alone); all guidance branches are rows of one batch. Solver state is
 float32 (spec model.md §7). `sample_latents` is both; `engine` compiles them ahead of time.
 """
 
