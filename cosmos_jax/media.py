@@ -5,8 +5,8 @@ In: arrays. Out: files any player opens; and back. Pictures through Pillow, vide
 
 from __future__ import annotations
 
-import io
 import collections
+import io
 import json
 import wave
 from fractions import Fraction

@@ -23,7 +23,7 @@ from cosmos_jax.sampling import schedules
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import task
 
-Work = Callable[[], None]
+Work = Callable[[], int | None]
 INPUTS = ("image", "video", "actions")
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosmos_jax import media
-from data_pipelines import conditioning, embodiments
+from data_pipelines import conditioning, embodiments, waveform
 from data_pipelines.request_resolve import Resolved
 from data_pipelines.sample import Sample
-from data_pipelines.sound import condition as condition_sound
 from data_pipelines.tasks import ALL, task
 
 Encode = Callable[[np.ndarray], np.ndarray]  # pixels −1 … 1 [1+4k,H,W,3] → latents [C,1+k,h,w]; or a wave
@@ -49,6 +48,10 @@ class Conditions:
             changed["sound_latents"] = sound(self.wave)
         return dataclasses.replace(blank, **changed)
 
+    def finish(self, actions: np.ndarray) -> np.ndarray:
+        """Actions that the model made, in the units of the request's."""
+        return actions
+
     def _cut(self, latents: np.ndarray) -> np.ndarray:
         return latents if self.crop is None else latents[:, :, : self.crop[0], : self.crop[1]]
 
@@ -60,10 +63,10 @@ def _beginning(whole: np.ndarray, known: np.ndarray) -> np.ndarray:
     return out
 
 
-def read(r: Resolved, convention: str, rate: int, statistics: embodiments.Statistics | None) -> Conditions:
+def read(r: Resolved, convention: str, rate: int) -> Conditions:
     """Everything but the controls of a transfer, which come chunk by chunk (transfer.py).
 
-    rate: samples per second of the sound tokeniser. statistics: of raw actions; None: they are normalised already.
+    rate: samples per second of the sound tokeniser.
     ValueError, one sentence, for media that cannot be read or are not what the task takes.
     """
     row, request = task(r.task), r.request
@@ -72,7 +75,7 @@ def read(r: Resolved, convention: str, rate: int, statistics: embodiments.Statis
         need = r.frames if row.clean_frames == ALL else 1
         frames, _ = media.read_frames(path, need)
         seen = conditioning.observation(frames, request.image_size, need, convention=convention)
-        actions, record = _actions(r, statistics)
+        actions, record = _actions(r, None)
         return Conditions(seen.pixels, seen.latents, actions=actions, record=record)
     if row.context == "source":
         picture = media.read_frames(path, 1)[0][0]
@@ -88,7 +91,8 @@ def read(r: Resolved, convention: str, rate: int, statistics: embodiments.Statis
         else:
             clip = conditioning.repeat_last(conditioning.image(frames[0], r.height, r.width), need)
     if row.sound == "clean":
-        wave = condition_sound(*media.read_wave(request.path("sound_path")), rate, r.frames, r.fps)
+        heard, own = media.read_wave(request.path("sound_path"))
+        wave = waveform.condition(heard, own, frames=r.frames, fps=r.fps, target_rate=rate)
     return Conditions(clip, wave=wave)
 
 

@@ -1,7 +1,7 @@
 """One request, decided and packed: what the engine denoises.
 
-In: a `Resolved` request, the checkpoint's `Bundle`, how to do it (`How`). Out: `Prepared`, made without any weight; with
-the conditions encoded it becomes an engine `Job`. Everything a user can get wrong is found here, in one sentence.
+In: a `Resolved` request, the checkpoint's `Bundle`, how to do it (`How`). Out: `Prepared`, made without any weight;
+with the conditions encoded it becomes an engine `Job`. Everything a user can get wrong is found here, in one sentence.
 """
 
 from __future__ import annotations

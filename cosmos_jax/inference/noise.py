@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def check(given: Arrays, s: Sample, spec: SequenceSpec, chunks: int = 1, where: 
             raise ValueError(f"{where}: {name} is given, but the request has no such stream; leave it out.")
 
 
-def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec) -> dict[str, np.ndarray]:
+def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec) -> dict[str, Any]:
     """The arrays of the only sample of row 0, in buffers like `*_x0`; zero elsewhere, in context items too."""
     out = {n: np.zeros(batch[f"{n}_x0"].shape, np.float32) for n in MODALITIES}
     for name in shapes(s, spec):
@@ -91,7 +92,7 @@ def write(path: str | Path, latents: Arrays, steps: Arrays | None, spec: Sequenc
         missing = spec.action_dim - x.shape[-1] if name == "action" else 0
         return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]).astype(np.float32)
 
-    table = {n: wide(n, x) for n, x in latents.items()}
+    table: dict[str, Any] = {n: wide(n, x) for n, x in latents.items()}
     table |= {n + STEPS: wide(n, x) for n, x in (steps or {}).items()}
     with appearing(Path(path)) as partial, open(partial, "wb") as f:
         np.savez(f, **table)

@@ -224,7 +224,7 @@ class Runner:
         latents = self._unpack(jax.device_get(buffers), job, s)
         steps = None
         if path is not None:
-            each = [self._unpack({n: x[i] for n, x in path.items()}, job, s) for i in range(job.schedule.steps)]
+            each = [self._unpack({n: x[i] for n, x in path.items() if x.size}, job, s) for i in range(job.schedule.steps)]
             steps = {n: np.stack([e[n] for e in each]) for n in each[0]}
         return Made(p, latents, steps, step_seconds=np.diff(times).tolist())
 

@@ -1,7 +1,7 @@
 """Clips that follow controls, in chunks: each chunk begins with the last frames of the one before.
 
-In: a request of the task transfer. Out: `Controls`: the frames of every control, read, computed and sized; and what each
-chunk is generated from. Every chunk is a job of the same shapes and captions, so programs and the captions' keys and
+In: a request of the task transfer. Out: `Controls`: the frames of every control, read, computed and sized; and what
+each chunk is generated from. Every chunk is a job of the same shapes and captions, so programs and the captions' keys and
 values serve all of them. (The rules are data_pipelines/transfer.py.)
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from data_pipelines.transfer import Chunks
 
 from cosmos_jax import media
 from data_pipelines import transfer
 from data_pipelines.request_resolve import Resolved
+from data_pipelines.transfer import Chunks
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,7 @@ class EdgeScheduler(diffusers.UniPCMultistepScheduler):
     """Stands in for Edge's class, which no diffusers release has: UniPC on the framework's grid (see `schedule`)."""
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
-        super().set_timesteps(
-            num_inference_steps, device=device, sigmas=schedule.native_grid(self, num_inference_steps)
-        )
+        super().set_timesteps(num_inference_steps, device=device, sigmas=schedule.native_grid(self, num_inference_steps))
 
 
 def record(folder: Folder, case: Case) -> Recorded:
@@ -147,9 +145,7 @@ def _run(folder: Folder, parts: dict[str, Any], case: Case, place: Path) -> Reco
     runs = {PIPELINE: _pipeline, MODULAR: _modular}
     with reference.exact(), _probe(parts["transformer"], case) as probe:
         out = runs[case.by](parts, index, request, probe)
-    return Recorded(
-        case, request, float(request.get("guidance", 1.0)), probe.traces(parts["scheduler"], request), **out
-    )
+    return Recorded(case, request, float(request.get("guidance", 1.0)), probe.traces(parts["scheduler"], request), **out)
 
 
 def _pipeline(parts: dict[str, Any], index: dict, request: dict, probe: Probe) -> dict[str, Any]:

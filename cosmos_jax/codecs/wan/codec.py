@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ class WanCodec:
         """`decode` before rounding: float32 in −1 … 1."""
         return _gather(self._decode(latents))
 
-    def _decode(self, latents: np.ndarray) -> Iterator[jax.Array]:
+    def _decode(self, latents: np.ndarray) -> Iterator[Any]:
         if latents.ndim != 4 or latents.shape[0] != self.channels:
             raise ValueError(
                 f"latents have shape {latents.shape}; the codec takes [{self.channels},frames,height,width]."
