@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data_pipelines import canvas
+from data_pipelines.action_prompt import FRAMING
 from data_pipelines.request_values import (
     Check,
     Wrong,
@@ -47,7 +48,6 @@ MODES = {  # official names of model_mode → rows of tasks.TABLE; a row's own n
 }
 OWN = ("text2video_sound", "sound2video", "video2sound", "policy", "transfer", "reason")
 HINTS = ("edge", "blur", "depth", "seg", "wsm")  # the order in which the model sees several controls
-VIEWS = ("ego_view", "third_person_view", "wrist_view", "concat_view", "top_down_2d_view", "video_game_view")
 STRENGTHS = ("very_low", "low", "medium", "high", "very_high")
 
 
@@ -150,7 +150,7 @@ class Request:
     image_size: int | None = key(integer(16, 4096), "action", "resolution tier of the observation")
     action_chunk_size: int | None = key(integer(1, 2000), "action", "action rows; frames are one more")
     raw_action_dim: int | None = key(integer(1, 1024), "action", "numbers per action row, as a check")
-    view_point: str | None = key(word(*VIEWS), "action", "camera, as the prompt says it")
+    view_point: str | None = key(word(*FRAMING), "action", "camera, as the prompt says it")
     # transfer
     edge: Hint | None = key(hint("preset_edge_threshold"), "transfer", "outlines; can be computed")
     blur: Hint | None = key(hint("preset_blur_strength", ("none", *STRENGTHS)), "transfer", "colours; can be computed")

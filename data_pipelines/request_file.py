@@ -46,7 +46,9 @@ def _request(said: Any, where: str, path: Path, media: Path | None, replace: Map
     if not isinstance(said, dict):
         raise Wrong("is not an object {…} of keys and values; write one request as one object")
     tame(said)
-    said = said | {k: str(v) if isinstance(v, Path) else v for k, v in replace.items() if v is not None}
+    if replace.get("prompt") is not None:
+        said = {k: x for k, x in said.items() if k != "prompt_path"}
+    said = said | {k: str(x) if isinstance(x, Path) else x for k, x in replace.items() if x is not None}
     values, notes = check_keys(said)
     if "name" not in values:
         values |= check_keys({"name": f"{path.stem}_{i}" if path.suffix.lower() == ".jsonl" else path.stem})[0]

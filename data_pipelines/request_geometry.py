@@ -177,11 +177,11 @@ def transfer(d: Draft) -> tuple[int, tuple[int, ...], float]:
         d.values[hint] = dataclasses.replace(said, preset=preset)
     if not any(x.weight for x in hints.values()):
         raise Wrong("is 0, and no other control counts; give a weight above 0", f"{next(iter(hints))}.weight")
-    g, control, chunk, fps = (
-        TRANSFER[next(iter(hints))] if len(hints) == 1 else (task("video2video").guidance, 1.0, 93, 0)
+    g, control, chunk, rate = (
+        TRANSFER[next(iter(hints))] if len(hints) == 1 else (task("video2video").guidance, 1.0, 93, None)
     )
     d.default(guidance=None if d.facts.steps else g, control_guidance=control, num_video_frames_per_chunk=chunk)
-    d.default(fps=fps or d.facts.fps, num_conditional_frames=1, num_first_chunk_conditional_frames=0, max_frames=5000)
+    d.default(fps=rate or d.facts.fps, num_conditional_frames=1, num_first_chunk_conditional_frames=0, max_frames=5000)
     d.default(show_control_condition=False, show_input=False)
     d.default(share_vision_temporal_positions=True, emphasize_control_in_prompt=True)
     per_chunk = _round_up(d, "num_video_frames_per_chunk")

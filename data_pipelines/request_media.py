@@ -27,7 +27,7 @@ KINDS = {
 }
 PICTURES = ("PNG", "JPEG", "WEBP")  # whatever the extension says, Pillow may read these and no others
 DEMUXER = {".mkv": "matroska", ".webm": "matroska", ".m4a": "mp4"}  # FFmpeg's name, where it is not the extension
-REMEDY = {"vision_path": "--image or --video", "action_path": "--actions"}
+REMEDY = {"vision_path": "--image or --video", "action_path": "--actions", "sound_path": "--sound_file"}
 MOST_PIXELS = 50_000_000  # of one picture; the largest canvas has one million
 MOST_STRETCHED = 200
 MOST_FRAMES = 5001  # counted; nothing needs more

@@ -175,6 +175,7 @@ def test_media_beside_the_request_in_the_media_folder_or_from_the_command_line(f
     monkeypatch.chdir(tmp_path)
     assert ask(folder, T["url"], vision_path="deep/down/picture.png").request.path("vision_path") == far / "picture.png"
     assert "paths start where you are" in refusal(folder, T["url"], vision_path="gone.png")
+    assert ask(folder, T["transfer"], prompt="another street").request.prompt == "another street"
 
 
 def test_actions_that_are_made_are_not_looked_for(folder):
