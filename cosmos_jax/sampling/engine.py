@@ -91,32 +91,34 @@ class Engine:
             return out
         return out, generate.finish(jax.tree.map(lambda *x: np.concatenate(x), *path), job.batch, stacked=True)
 
-    def check(self, release: bool = True, free: int | None = None) -> str:
+    def check(self, jobs: int = 1, release: bool = True, free: int | None = None) -> str:
         """One line about memory; ValueError, one sentence with what would help, where a program does not fit.
 
-        Call it before parameters are read. release: the captions' weights leave before the generator's come, as in
-        `run`. free: bytes of the fullest device, measured (`memory.free_memory`) unless given; unknown: no refusal.
+        Call it before parameters are read. jobs: how many `run` gets; all their caches are held at once. release: the
+        captions' weights leave before the generator's come, as in `run`. free: bytes of the fullest device, measured
+        (`memory.free_memory`) unless given; unknown: no refusal.
         """
         free = free_memory() if free is None else free
         other = {"prefill": "generator", "denoise": self.reads}
-        extra = {name: 0 if release else held(self.params[job]) for name, job in other.items()}
+        caches = (jobs - 1) * self.memory["prefill"].results
+        extra = {name: caches + (0 if release else held(self.params[job])) for name, job in other.items()}
         name = max(self.memory, key=lambda n: self.memory[n].total + extra[n])
         need = self.memory[name].total + extra[name]
         if free is not None and need > free:
-            also = f", with {gib(extra[name])} of the other tower's weights beside it" if extra[name] else ""
+            also = f", with {gib(extra[name])} of other weights and caches beside it" if extra[name] else ""
             raise ValueError(
                 f"{name} needs {gib(need)} of each device ({self.memory[name]}{also}), {gib(need - free)} more than "
-                f"the {gib(free)} that are free: use {self._remedies(release)}."
+                f"the {gib(free)} that are free: use {self._remedies(release, jobs)}."
             )
         known = "of unknown free memory" if free is None else f"of {gib(free)} free"
         return f"{'; '.join(f'{n} {gib(m.total)} ({m})' for n, m in self.memory.items())}; {known} on each device"
 
-    def _remedies(self, release: bool) -> str:
+    def _remedies(self, release: bool, jobs: int) -> str:
         rows = self.shapes[1]["batch"]["segment_shift"].shape[0]
         wide = any(x.dtype.itemsize > 2 for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
         known = {
-            "bfloat16 weights": wide, "one tower's weights at a time": not release, "fewer samples at a time": rows > 1,
-            "fewer frames": True, "a lower resolution": True, "more devices": True,
+            "bfloat16 weights": wide, "one tower's weights at a time": not release,
+            "fewer samples at a time": rows > 1 or jobs > 1, "fewer frames": True, "a lower resolution": True, "more devices": True,
         }  # fmt: skip
         *most, last = (text for text, helps in known.items() if helps)
         return f"{', '.join(most)} or {last}"

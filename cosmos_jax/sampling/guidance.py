@@ -12,7 +12,6 @@ Each device stacks its *own* rows of all branches, so guidance moves no data bet
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -93,21 +92,8 @@ def pick(cache: KV, have: Form, want: Form) -> KV:
     return shard.rowwise_cache(lambda kv: jax.tree.map(take, kv), cache)
 
 
-def controls(batch: dict, samples: dict[tuple[int, int], Sequence[tuple[int, ...]]], patch: int) -> np.ndarray:
-    """[B,V] bool: the vision tokens of every item but the target, which is the last.
-
-    samples: (row, segment) → latent shapes [C,T,h,w] of the vision items. A sample of one item has no controls.
-    """
-    out = np.zeros(batch["vision_segment_ids"].shape, bool)
-    for (row, segment), shapes in samples.items():
-        before = sum(t * -(-h // patch) * -(-w // patch) for _, t, h, w in shapes[:-1])
-        own = np.asarray(batch["vision_segment_ids"])[row] == segment
-        out[row] |= own & (np.asarray(batch["vision_token_ids"])[row] < before)
-    return out
-
-
 def without(batch: dict, controls: jax.Array) -> dict:
-    """The rows of the branch `free`: `controls` [B,V] bool marks the vision tokens that nothing attends to.
+    """The rows of the branch `free`: `controls` [B,V] bool (`packing.context_tokens`) is what nothing attends to.
 
     Shapes and positions stay, so the target lies where it lies in a pack without controls.
     """

@@ -148,6 +148,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(monkeypatch):
     _check(made, monkeypatch, need)
     with pytest.raises(ValueError, match="one tower's weights at a time"):
         _check(made, monkeypatch, need, release=False)
+    with pytest.raises(ValueError, match="fewer samples at a time"):
+        _check(made, monkeypatch, need, jobs=2)
+    _check(made, monkeypatch, need + made.memory["prefill"].results, jobs=2)
 
 
 def _check(made, monkeypatch, free, **kw):

@@ -24,7 +24,7 @@ from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
 from cosmos_jax.sampling import generate, guidance, schedules
 from cosmos_jax.sampling.guidance import Guidance
-from data_pipelines.packing import fill, plan, tight_bucket, unpack
+from data_pipelines.packing import context_tokens, fill, plan, tight_bucket, unpack
 from data_pipelines.sample import Sample
 
 STEPS, SHIFT, FPS, SHAPE = 5, 5.0, 10.0, (8, 3, 5, 6)
@@ -45,22 +45,23 @@ def latents(seed):
 
 
 @functools.lru_cache
-def packed(controls=1):
+def packed(controls=1, weights=()):
     """Ours: the pack with the caption, the pack with the negative one, the tokens of the controls, the sample."""
     _, cfg, _ = tiny()
     items = tuple(latents(40 + i) for i in range(controls))
     s = Sample(
-        "transfer", "the caption", 3, vision_latents=latents(30), fps=FPS, context=items, clean_frames=(0,)
+        "transfer", "the caption", 3, vision_latents=latents(30), fps=FPS, context=items, clean_frames=(0,),
+        weights=weights,
     )  # fmt: skip
     plans = [plan(x, Words(), cfg.sequence) for x in (s, dataclasses.replace(s, prompt=""))]
     bucket = tight_bucket(plans, rows=1)
     cond, uncond = (fill([[p]], bucket, cfg.sequence) for p in plans)
-    return cond, uncond, guidance.controls(cond, {(0, 0): [SHAPE] * (controls + 1)}, cfg.patch), s
+    return cond, uncond, context_tokens([plans[:1]], bucket), s
 
 
-def ours(how, steps=STEPS, controls=1, **kw):
+def ours(how, steps=STEPS, controls=1, weights=(), **kw):
     _, cfg, params = tiny()
-    cond, uncond, hidden, s = packed(controls)
+    cond, uncond, hidden, s = packed(controls, weights)
     noise = generate.framework_buffers(cond, {(0, 0): (5, [SHAPE] * (controls + 1))}, cfg.patch)
     out = generate.sample_latents(
         params, cfg, cond, noise, schedules.unipc(steps, SHIFT), how, uncond=uncond, controls=hidden,
@@ -182,6 +183,13 @@ def test_the_frameworks_formulas(name):
 def test_two_controls_in_one_attention_equal_diffusers():
     how = Guidance(3.0, 2.0, closed=True)
     assert oracle.relative(ours(how, steps=2, controls=2), reference(how, steps=2, controls=2))[0] <= 5e-5
+
+
+def test_without_its_controls_a_sample_is_a_sample_that_never_had_any():
+    """Scale 0 leaves the branch `free` alone; also where each control has an attention and a weight of its own."""
+    how = Guidance(1.0, 0.0, closed=True)
+    for weights in ((), (1.0, 2.0)):
+        assert oracle.relative(ours(how, 2, controls=2, weights=weights), reference(how, 2))[0] <= 5e-5
 
 
 @pytest.fixture
