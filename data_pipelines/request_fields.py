@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data_pipelines import canvas
+from data_pipelines.action import METHODS
 from data_pipelines.action_prompt import FRAMING
 from data_pipelines.request_values import (
     Check,
@@ -150,6 +151,8 @@ class Request:
     image_size: int | None = key(integer(16, 4096), "action", "resolution tier of the observation")
     action_chunk_size: int | None = key(integer(1, 2000), "action", "action rows; frames are one more")
     raw_action_dim: int | None = key(integer(1, 1024), "action", "numbers per action row, as a check")
+    action_stats: str | None = key(text(1024), "action", "statistics of raw actions; default: the model's own units")
+    action_normalization: str | None = key(word(*METHODS), "action", "what to make of action_stats; default quantile")
     view_point: str | None = key(word(*FRAMING), "action", "camera, as the prompt says it")
     # transfer
     edge: Hint | None = key(hint("preset_edge_threshold"), "transfer", "outlines; can be computed")

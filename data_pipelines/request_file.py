@@ -184,4 +184,10 @@ def _with_media(request: Request, folders: Mapping[str, Path], media: Path | Non
             found[key] = probe(find(said, key, folders.get(key, folders[""]), media))
         except Wrong as e:
             raise Wrong(e.what, key) from None
+    if request.action_stats:
+        try:
+            where = find(request.action_stats, "action_stats", folders.get("action_stats", folders[""]), media)
+        except Wrong as e:
+            raise Wrong(e.what, "action_stats") from None
+        found["action_stats"] = Media(where, "statistics", 0)  # read by `embodiments.statistics`, which says what is wrong
     return dataclasses.replace(request, media=MappingProxyType(found), notes=tuple(notes))

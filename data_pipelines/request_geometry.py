@@ -118,7 +118,9 @@ def _chunk(d: Draft) -> int:
     if d.row.action == "clean" and not table:
         raise Wrong(f"is missing, and {d.called} needs one; name a JSON file of actions", "action_path")
     if table and table.frames != rows:
-        raise Wrong(f"has {table.frames} rows, but action_chunk_size is {rows}; make them equal", "action_path")
+        if d.convention == "framework":
+            raise Wrong(f"has {table.frames} rows, but action_chunk_size is {rows}; make them equal", "action_path")
+        d.notes.append(f"action_path has {table.frames} rows, cut or repeated to {rows} as diffusers does")
     if not d["domain_name"]:
         raise Wrong(f"is missing, and {d.called} needs one; name the embodiment", "domain_name")
     if table and table.width > d.facts.action_dim:

@@ -14,6 +14,7 @@ import numpy as np
 
 from cosmos_jax import media
 from data_pipelines import conditioning, embodiments, waveform
+from data_pipelines.action import ActionStats
 from data_pipelines.request_resolve import Resolved
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import ALL, task
@@ -30,6 +31,7 @@ class Conditions:
     context: tuple[np.ndarray, ...] = ()  # the source of an edit, the controls of a transfer
     wave: np.ndarray | None = None  # [2,N]
     actions: np.ndarray | None = None  # [rows,width], normalised
+    statistics: ActionStats | None = None  # of the actions; None: they are in the model's units
     record: dict = dataclasses.field(default_factory=dict)  # for run.json: what was done to them
 
     @property
@@ -49,8 +51,8 @@ class Conditions:
         return dataclasses.replace(blank, **changed)
 
     def finish(self, actions: np.ndarray) -> np.ndarray:
-        """Actions that the model made, in the units of the request's."""
-        return actions
+        """Actions that the model made, in the units of the request."""
+        return actions if self.statistics is None else self.statistics.denormalise(actions)
 
     def _cut(self, latents: np.ndarray) -> np.ndarray:
         return latents if self.crop is None else latents[:, :, : self.crop[0], : self.crop[1]]
@@ -75,8 +77,8 @@ def read(r: Resolved, convention: str, rate: int) -> Conditions:
         need = r.frames if row.clean_frames == ALL else 1
         frames, _ = media.read_frames(path, need)
         seen = conditioning.observation(frames, request.image_size, need, convention=convention)
-        actions, record = _actions(r, None)
-        return Conditions(seen.pixels, seen.latents, actions=actions, record=record)
+        actions, record, stats = _actions(r, convention)
+        return Conditions(seen.pixels, seen.latents, actions=actions, statistics=stats, record=record)
     if row.context == "source":
         picture = media.read_frames(path, 1)[0][0]
         given = (r.height, r.width) if request.height or request.resolution else None
@@ -96,13 +98,16 @@ def read(r: Resolved, convention: str, rate: int) -> Conditions:
     return Conditions(clip, wave=wave)
 
 
-def _actions(r: Resolved, statistics: embodiments.Statistics | None) -> tuple[np.ndarray, dict]:
-    """The rows of the model's actions [chunk,width], zeros where they are to be made; and how they were normalised."""
-    rows, domain = r.frames - 1, r.request.domain_name
+def _actions(r: Resolved, convention: str) -> tuple[np.ndarray, dict, ActionStats | None]:
+    """The model's actions [rows,width], zeros where they are to be made; what was done to them; their statistics."""
+    q, rows = r.request, r.frames - 1
+    body = embodiments.embodiment(q.domain_name)
+    stats = None
+    if (path := q.path("action_stats")) is not None:
+        stats = embodiments.statistics(path, body, q.action_normalization)
     if task(r.task).action == "clean":
-        raw = media.read_actions(r.request.path("action_path"))
-        embodiments.check_width(domain, raw.shape[1])
-        x, record = embodiments.normalise(raw, statistics, domain)
-        return conditioning.repeat_last(x, rows), record
-    width = embodiments.width(domain)
-    return np.zeros((rows, width), np.float32), embodiments.record(statistics, domain)
+        raw = embodiments.read_actions(q.path("action_path"))
+        return *embodiments.prepare(raw, body, rows, stats, convention=convention), stats
+    blank = np.zeros((rows, embodiments.width(body, q.raw_action_dim)), np.float32)
+    done = {"domain_name": body.name, "domain": body.domain, "width": blank.shape[1]}
+    return blank, done | {"statistics": stats.record() if stats else None}, stats

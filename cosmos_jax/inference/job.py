@@ -22,7 +22,7 @@ from cosmos_jax.sampling import scheduler_config, schedules
 from cosmos_jax.sampling.generate import Job
 from cosmos_jax.sampling.guidance import Guidance
 from cosmos_jax.sampling.schedules import Schedule
-from data_pipelines import embodiments, prompts, transfer
+from data_pipelines import prompts, transfer
 from data_pipelines.packing import context_tokens, fill, plan, tight_bucket
 from data_pipelines.request_resolve import Resolved
 from data_pipelines.sample import Sample
@@ -111,6 +111,8 @@ class Prepared:
         batch, uncond, hidden = self.pack(sample)
         s = self.blank if sample is None else sample
         arrays = self.how.noise or noise.framework(self.seed, s, self.spec)
+        if self.controls and len(self.controls.plan.starts) > 1 and self.how.noise:  # only the shapes of a chunk count
+            arrays = {n: x[0] for n, x in arrays.items()}
         fresh, key = None, None
         if self.schedule.noise is not None:
             fresh, key = self._fresh(arrays, batch, s), jax.random.key(self.seed)
@@ -211,7 +213,7 @@ def _blank(r: Resolved, bundle: Bundle, how: How, conditions: Conditions, frames
     weights = tuple(h.weight for h in r.request.hints.values())
     return Sample(
         r.task, "", 0, vision_latents=_zeros(shape), sound_latents=sound, actions=conditions.actions,
-        domain=embodiments.domain(r.request.domain_name) if row.action != "none" else 0, fps=r.fps,
+        domain=conditions.record.get("domain", 0), fps=r.fps,
         clean_frames=r.clean_frames if row.action == "none" and row.clean_frames != ALL else None, context=context,
         weights=weights if how.convention == "framework" else (),  # diffusers: one attention over all controls
     )  # fmt: skip

@@ -16,6 +16,7 @@ from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.job import How, Prepared, prepare
 from data_pipelines.request_fields import Request
 from data_pipelines.request_resolve import resolve
+from data_pipelines.request_values import RequestError
 
 Item = Prepared | Question
 
@@ -36,12 +37,15 @@ def facts(bundle: Bundle) -> Facts:
 def plan(request: Request, bundle: Bundle, how: How) -> list[Item]:
     """One for each seed of the request. ValueError, one sentence."""
     r = resolve(request, facts(bundle), how.convention)
-    if r.task == "reason":
-        return [ask(r, bundle, how.precision, seed) for seed in r.seeds]
-    rate = bundle.sound_config.sampling_rate if r.sound else 0
-    seen = conditions.read(r, how.convention, rate)
-    controls = transfer.read(r, how.convention) if r.task == "transfer" else None
-    return [prepare(r, bundle, how, seen, seed, controls) for seed in r.seeds]
+    try:
+        if r.task == "reason":
+            return [ask(r, bundle, how.precision, seed) for seed in r.seeds]
+        rate = bundle.sound_config.sampling_rate if r.sound else 0
+        seen = conditions.read(r, how.convention, rate)
+        controls = transfer.read(r, how.convention) if r.task == "transfer" else None
+        return [prepare(r, bundle, how, seen, seed, controls) for seed in r.seeds]
+    except ValueError as e:
+        raise RequestError(f"{request.where}: {e}") from e
 
 
 def lines(r: Resolved) -> list[str]:
