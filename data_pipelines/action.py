@@ -6,9 +6,12 @@ In: poses or raw actions. Out: normalised actions for the model, and back. Layou
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import pathlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -59,32 +62,56 @@ def decode(actions: np.ndarray) -> np.ndarray:
     return t
 
 
+METHODS = {  # how raw actions become −1 … 1: the lists of a statistics file that it takes
+    "quantile": ("q01", "q99"),
+    "quantile_rot": ("q01", "q99"),
+    "quantile_rot_scale_floor": ("q01", "q99", "min", "max"),  # widened until the extremes fit the limit
+    "asinh_rot": ("q01", "q99"),  # then asinh(z) / asinh(1): far values are compressed, not lost
+    "piecewise_asinh_rot": ("q01", "q99"),  # the same beyond ±1 only
+    "minmax": ("min", "max"),
+    "meanstd": ("mean", "std"),
+}
+TINY = 1e-8  # the least spread that is divided by, in statistics read from files
+
+
 @dataclass(frozen=True)
 class ActionStats:
-    """Per-channel 1 % and 99 % quantiles of raw actions: normalised = (raw − (hi+lo)/2) / max((hi−lo)/2, floor).
+    """Per-channel statistics: normalised = (raw − (hi+lo)/2) / max((hi−lo)/2, floor), bent by the asinh methods.
 
-    The floor keeps constant channels at 0 (spec model.md §8.4, scale_floor).
+    lo and hi become ∓1: the 1 % and 99 % quantiles, the extremes, or mean ∓ deviation, by method. The floor keeps
+    constant channels at 0 (spec model.md §8.4, training.md §2.6). Arithmetic is float32, the framework's
+    (cosmos-framework, data/generator/action/utils/action_processing.py).
     """
 
     lo: tuple[float, ...]
     hi: tuple[float, ...]
     floor: float = 1e-2
+    method: str = "quantile"
+    clamp: bool = False  # cut beyond ±1, which loses it, instead of refusing beyond LIMIT
+    source: str = field(default="", compare=False)  # file and digest
 
     @classmethod
     def fit(cls, actions: np.ndarray, floor: float = 1e-2) -> ActionStats:
-        lo, hi = np.quantile(actions.reshape(-1, actions.shape[-1]).astype(np.float64), [0.01, 0.99], axis=0)
-        return cls(tuple(lo.round(6).tolist()), tuple(hi.round(6).tolist()), floor)
+        flat = actions.reshape(-1, actions.shape[-1]).astype(np.float64)
+        lo, hi = np.quantile(flat, [0.01, 0.99], axis=0).round(6).astype(np.float32)  # what `load` will read
+        return cls(tuple(lo.tolist()), tuple(hi.tolist()), floor)
+
+    @property
+    def width(self) -> int:
+        return len(self.lo)
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         lo, hi = np.asarray(self.lo), np.asarray(self.hi)
-        return (hi + lo) / 2, np.maximum((hi - lo) / 2, self.floor)
+        return ((hi + lo) / 2).astype(np.float32), np.maximum((hi - lo) / 2, self.floor).astype(np.float32)
 
     def normalise(self, raw: np.ndarray) -> np.ndarray:
         """Raw [..., width] → float32 about −1 … 1. ValueError for a wrong width, NaN, or values far outside."""
         self._check(raw, "raw actions")
         offset, scale = self._affine()
-        x = ((raw - offset) / scale).astype(np.float32)
-        if np.abs(x).max(initial=0) > LIMIT:
+        x = _bend((raw.astype(np.float32) - offset) / scale, self.method)
+        if self.clamp:
+            return x.clip(-1, 1)
+        if np.abs(x).max(initial=0) > LIMIT * (1 + 1e-5):
             raise ValueError(
                 f"raw actions reach {np.abs(x).max():.1f} after normalising (limit {LIMIT}): these statistics do not "
                 "belong to this data, or the actions are already in other units; pass raw actions of the same dataset."
@@ -92,24 +119,91 @@ class ActionStats:
         return x
 
     def denormalise(self, x: np.ndarray) -> np.ndarray:
-        """Normalised [..., width] → raw float32."""
+        """Normalised [..., width] → raw float32. What `clamp` cut stays cut."""
         self._check(x, "normalised actions")
         offset, scale = self._affine()
-        return (x * scale + offset).astype(np.float32)
+        return _unbend(x.astype(np.float32), self.method) * scale + offset
+
+    def first(self, width: int) -> ActionStats:
+        """The statistics of the first channels: one arm of two."""
+        return replace(self, lo=self.lo[:width], hi=self.hi[:width])
+
+    def record(self) -> dict[str, Any]:
+        """What was used, for JSON."""
+        return asdict(self) | {"limit": None if self.clamp else LIMIT}
 
     def _check(self, x: np.ndarray, what: str) -> None:
-        if x.shape[-1] != len(self.lo):
-            raise ValueError(f"{what} have {x.shape[-1]} channels, the statistics {len(self.lo)}; pass {len(self.lo)}.")
+        if x.shape[-1] != self.width:
+            raise ValueError(f"{what} have {x.shape[-1]} channels, the statistics {self.width}; pass {self.width}.")
         if not np.isfinite(x).all():
             raise ValueError(f"{what} hold NaN or infinity; repair or drop them.")
 
     def save(self, path: str | pathlib.Path) -> None:
+        """What `fit` found."""
         pathlib.Path(path).write_text(json.dumps({"q01": self.lo, "q99": self.hi, "floor": self.floor}))
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> ActionStats:
+    def load(cls, path: str | pathlib.Path, method: str = "quantile", *, clamp: bool = False) -> ActionStats:
+        """Read a file: flat {"q01": [..], "q99": [..], ..}, or such blocks: {"global": {..}, "global_raw": {..}}.
+
+        global_raw, which the methods with "rot" in their name read, has the statistics of rotations too; in global they
+        are −1 and 1, so that they stay as they are. ValueError if the file is missing, no JSON, or lacks something.
+        """
+        if method not in METHODS:
+            raise ValueError(f"action normalisation {method!r} is not known; it is {', '.join(METHODS)}.")
         path = pathlib.Path(path)
-        if not path.exists():
+        if not path.is_file():
             raise ValueError(f"action statistics {path} do not exist; actions cannot be normalised without them.")
-        d = json.loads(path.read_text())
-        return cls(tuple(d["q01"]), tuple(d["q99"]), d["floor"])
+        data = path.read_bytes()
+        try:
+            d = json.loads(data)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"action statistics {path} are not JSON ({e}).") from e
+        block = d.get("global_raw" if "rot" in method else "global", d) if isinstance(d, dict) else None
+        lists = [_numbers(block, name, path) for name in METHODS[method]]
+        if len({len(x) for x in lists}) > 1:
+            raise ValueError(f"action statistics {path}: {', '.join(METHODS[method])} differ in length.")
+        lo, hi = _ends(method, *lists)
+        if (lo > hi).any():
+            raise ValueError(f"action statistics {path}: channel {int((lo > hi).argmax())} ends before it begins.")
+        floor = d.get("floor", TINY if method == "meanstd" else TINY / 2)
+        if not isinstance(floor, (int, float)) or not floor > 0:
+            raise ValueError(f"action statistics {path}: the floor must be a positive number, got {floor!r}.")
+        source = f"{path.name} sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+        return cls(tuple(lo.tolist()), tuple(hi.tolist()), float(floor), method, clamp, source)
+
+
+def _numbers(block: Any, name: str, path: pathlib.Path) -> np.ndarray:
+    """A list of a statistics file, at the precision the framework reads it in: float32."""
+    values = block.get(name) if isinstance(block, dict) else None
+    if not isinstance(values, list) or not all(isinstance(v, (int, float)) and abs(v) < 1e30 for v in values):
+        raise ValueError(f"action statistics {path} have no list of numbers {name!r}.")
+    return np.asarray(values, np.float32)
+
+
+def _ends(method: str, a: np.ndarray, b: np.ndarray, *extremes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What becomes −1 and 1, float64: exact sums of float32 numbers."""
+    if method == "meanstd":
+        return a.astype(np.float64) - b, a.astype(np.float64) + b
+    if extremes:
+        middle = (b + a) / np.float32(2)
+        reach = np.maximum(*(np.abs(x - middle) for x in extremes)) / np.float32(LIMIT)
+        half = np.maximum((b - a) / np.float32(2), reach).astype(np.float64)
+        return middle - half, middle + half
+    return a.astype(np.float64), b.astype(np.float64)
+
+
+def _bend(z: np.ndarray, method: str) -> np.ndarray:
+    if method == "asinh_rot":
+        return np.arcsinh(z) / np.float32(math.asinh(1))
+    if method == "piecewise_asinh_rot":
+        return np.where(np.abs(z) <= 1, z, np.sign(z) * (1 + np.arcsinh(np.abs(z) - 1)))
+    return z
+
+
+def _unbend(y: np.ndarray, method: str) -> np.ndarray:
+    if method == "asinh_rot":
+        return np.sinh(y * np.float32(math.asinh(1)))
+    if method == "piecewise_asinh_rot":
+        return np.where(np.abs(y) <= 1, y, np.sign(y) * (1 + np.sinh(np.abs(y) - 1)))
+    return y

@@ -75,7 +75,7 @@ def action_canvas(height: int, width: int, tier: int | str, convention: str = "f
     tiers = RESOLUTIONS if convention == "framework" else RESOLUTIONS[:-1]
     if str(tier) not in tiers:
         raise ValueError(f"image_size {tier} is not a tier of action canvases ({convention}: {', '.join(tiers)}).")
-    sizes = SIZES[str(tier)]
+    sizes: tuple[tuple[int, int], ...] = SIZES[str(tier)]
     if convention == "framework" and str(tier) == "480":
         sizes = (*sizes, TALL[1])
     return min(sizes, key=lambda s: abs(s[0] / s[1] - height / width))

@@ -47,7 +47,7 @@ def image(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Both conventions agree (diffusers ≥ 0.42.1). ValueError for another shape or dtype.
     """
-    return normalise(cover(_checked(picture[None] if picture.ndim == 3 else picture), height, width))
+    return normalise(cover(checked(picture[None] if picture.ndim == 3 else picture), height, width))
 
 
 def clip(
@@ -66,7 +66,7 @@ def clip(
     ValueError for another shape or dtype, a bad `keep`, latent frames that are none or negative.
     """
     check_convention(convention)
-    frames = _checked(frames)
+    frames = checked(frames)
     if keep not in ("first", "last"):
         raise ValueError(f"condition_video_keep {keep!r} is not known; it is first or last.")
     if not len(latents) or min(latents) < 0:
@@ -76,7 +76,7 @@ def clip(
     if convention == "framework":
         x = np.stack([_covering(f, height, width) for f in seen]) / np.float32(127.5) - np.float32(1)
     else:
-        x = _unit(_stretch(seen, height, width))
+        x = unit(stretch(seen, height, width))
     return repeat_last(x, need)
 
 
@@ -89,22 +89,22 @@ def observation(frames: np.ndarray, tier: int | str, need: int, *, convention: s
     to multiples of 16, then floats, which may exceed ±1 a little. ValueError as `clip`, and for an unknown tier.
     """
     check_convention(convention)
-    x = _checked(frames)[:need]
+    x = checked(frames)[:need]
     if convention == "diffusers":
         h, w = (n - n % canvas.SPATIAL for n in x.shape[1:3])
         if not h or not w:
             raise ValueError(f"an observation of {x.shape[1]}×{x.shape[2]} pixels is smaller than one latent (16×16).")
-        x = _unit(_stretch(x, h, w))
+        x = unit(stretch(x, h, w))
     h, w = x.shape[1:3]
     target = canvas.action_canvas(h, w, tier, convention)
     scale = min(target[1] / w, target[0] / h, 1.0)
     content = max(1, int(scale * h + 0.5)), max(1, int(scale * w + 0.5))
     if content != (h, w):
-        small = (smooth(f.astype(np.float32), *content, "bicubic") for f in x)
-        x = np.stack([_grey(f) for f in small] if convention == "framework" else list(small))
+        shrunk = (smooth(f.astype(np.float32), *content, "bicubic") for f in x)
+        x = np.stack([_grey(f) for f in shrunk] if convention == "framework" else list(shrunk))
     below, right = target[0] - content[0], target[1] - content[1]
-    mode = "edge" if right >= content[1] or below >= content[0] else "reflect"
-    x = np.pad(x, ((0, 0), (0, below), (0, right), (0, 0)), mode)
+    small = right >= content[1] or below >= content[0]
+    x = np.pad(x, ((0, 0), (0, below), (0, right), (0, 0)), "edge" if small else "reflect")
     return Observation(repeat_last(normalise(x) if convention == "framework" else x, need), content)
 
 
@@ -116,7 +116,7 @@ def edit_source(picture: np.ndarray, size: tuple[int, int] | None = None) -> np.
     """
     if size is not None:
         return image(picture, *size)
-    x = _checked(picture[None])
+    x = checked(picture[None])
     h, w = canvas.edit_size(*x.shape[1:3])
     return normalise(np.asarray(PIL.Image.fromarray(x[0]).resize((w, h), PIL.Image.Resampling.LANCZOS))[None])
 
@@ -151,7 +151,7 @@ def _grey(x: np.ndarray) -> np.ndarray:
     return x.round().clip(0, 255).astype(np.uint8)
 
 
-def _stretch(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def stretch(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 frames → uint8 of another size, Pillow's bilinear: the shape is not kept."""
     if frames.shape[1:3] == (height, width):
         return frames
@@ -159,12 +159,13 @@ def _stretch(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(PIL.Image.fromarray(f).resize((width, height), bilinear)) for f in frames])
 
 
-def _unit(frames: np.ndarray) -> np.ndarray:
+def unit(frames: np.ndarray) -> np.ndarray:
     """uint8 → float32 in −1 … 1, in diffusers' two steps."""
     return np.float32(2) * (frames.astype(np.float32) / np.float32(255)) - np.float32(1)
 
 
-def _checked(frames: np.ndarray) -> np.ndarray:
+def checked(frames: np.ndarray) -> np.ndarray:
+    """The frames, if they are some: uint8 [T,H,W,3]. ValueError else."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(
             f"conditioning frames must be uint8 [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}."
