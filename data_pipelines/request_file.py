@@ -30,16 +30,16 @@ def read(path: str | Path, media: Path | None = None, replace: Mapping[str, Any]
     """
     path = Path(path)
     forget()
-    out: list[Request] = []
+    out: dict[str, Request] = {}
     for i, (where, said) in enumerate(_objects(path)):
         try:
             request = _request(said, where, path, media, replace or {}, i)
         except Wrong as e:
             raise RequestError(f"{where}: {e.at} {e.what}." if e.at else f"{where} {e.what}.") from None
-        if any(request.name == other.name for other in out):
+        if request.name in out:
             raise RequestError(f"{where}: name {json.dumps(request.name)} is taken by another request; change one.")
-        out.append(request)
-    return out
+        out[request.name] = request
+    return list(out.values())
 
 
 def _request(said: Any, where: str, path: Path, media: Path | None, replace: Mapping[str, Any], i: int) -> Request:

@@ -101,7 +101,7 @@ def write_media(root: Path) -> tuple[list[str], list[str]]:
     pixels = rng.randint(0, 255, (48, 64, 3)).astype(np.uint8)
     for name in ("picture.png", "picture.webp", "photo.jpg"):
         PIL.Image.fromarray(pixels).save(good / name)
-    with av.open(str(good / "clip.mp4"), "w") as out:
+    with av.open(str(good / "clip.mp4"), "w", options={"movflags": "faststart"}) as out:  # cut, it still opens
         stream = out.add_stream("mpeg4", rate=12)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"  # type: ignore[attr-defined]
         for i in range(25):
@@ -126,6 +126,7 @@ def write_media(root: Path) -> tuple[list[str], list[str]]:
     header = b"IHDR" + (60000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     bomb = b"\x89PNG\r\n\x1a\n\x00\x00\x00\r" + header + zlib.crc32(header).to_bytes(4, "big")
     (bad / "bomb.png").write_bytes(bomb + (good / "picture.png").read_bytes()[33:])
+    PIL.Image.fromarray(pixels).save(bad / "gif.png", format="GIF")
     (bad / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://localhost:9/x.ts\n#EXT-X-ENDLIST\n")
     for name, words in (
         ("nan", "[[NaN]]"), ("ragged", "[[1,2],[1]]"), ("words", '[["a"]]'), ("big", "[[1e999]]"), ("flat", "[1,2]"),

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines import canvas
+from data_pipelines import canvas, embodiments
 from data_pipelines.request_facts import Facts
 from data_pipelines.request_fields import MODES, Request
 from data_pipelines.request_file import task_of
 from data_pipelines.request_media import Media
-from data_pipelines.request_values import Wrong
+from data_pipelines.request_values import Wrong, show
 from data_pipelines.tasks import ALL, Task, task
 
 TRANSFER = {  # control → guidance, control guidance, frames per chunk, fps; only for a control alone
@@ -123,14 +123,22 @@ def _chunk(d: Draft) -> int:
         d.notes.append(f"action_path has {table.frames} rows, cut or repeated to {rows} as diffusers does")
     if not d["domain_name"]:
         raise Wrong(f"is missing, and {d.called} needs one; name the embodiment", "domain_name")
-    if table and table.width > d.facts.action_dim:
-        raise Wrong(
-            f"has {table.width} numbers a row; {d.facts.name} takes {d.facts.action_dim} at most", "action_path"
-        )
     if table and d["raw_action_dim"] not in (None, table.width):
-        raise Wrong(
-            f"is {d['raw_action_dim']}, but a row of action_path has {table.width}; leave it out", "raw_action_dim"
+        what = f"is {d['raw_action_dim']}, but a row of action_path has {table.width}; leave it out"
+        raise Wrong(what, "raw_action_dim")
+    try:
+        body = embodiments.embodiment(d["domain_name"])
+        width = embodiments.width(body, table.width if table else d["raw_action_dim"])
+    except ValueError as e:  # that file's own sentence
+        words = str(e).rstrip(".")
+        known = words.removeprefix("domain_name ")
+        raise Wrong(known if known != words else f"is {show(d['domain_name'])}, but {words}", "domain_name") from None
+    if width > d.facts.action_dim:
+        what = (
+            f"has actions of {width} numbers, but {d.facts.name} takes {d.facts.action_dim} at most; use another model"
         )
+        raise Wrong(what, "domain_name")
+    d.default(raw_action_dim=width)
     return rows + 1
 
 
