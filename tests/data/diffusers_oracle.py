@@ -62,6 +62,4 @@ def modular(block: str, **inputs) -> tuple[list[int], list[int]]:
 
 def ids(prompts: Prompts) -> tuple[list[int], list[int]]:
     """The same of our texts."""
-    system = [] if prompts.system is None else [("system", prompts.system)]
-    both = [TOKENIZER.chat([*system, ("user", text)]) for text in (prompts.positive, prompts.negative)]
-    return tuple([*text, TOKENIZER.eos, TOKENIZER.vision_start] for text in both)
+    return tuple(TOKENIZER.generation_ids(text, prompts.system) for text in (prompts.positive, prompts.negative))
