@@ -118,7 +118,8 @@ class Engine:
         wide = any(x.dtype.itemsize > 2 for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
         known = {
             "bfloat16 weights": wide, "one tower's weights at a time": not release,
-            "fewer samples at a time": rows > 1 or jobs > 1, "fewer frames": True, "a lower resolution": True, "more devices": True,
+            "fewer samples at a time": rows > 1 or jobs > 1,
+            "fewer frames": True, "a lower resolution": True, "more devices": True,
         }  # fmt: skip
         *most, last = (text for text, helps in known.items() if helps)
         return f"{', '.join(most)} or {last}"

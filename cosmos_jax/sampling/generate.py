@@ -157,9 +157,9 @@ class Job:
     """One batch to denoise: every segment is its own sample; all share schedule and guidance.
 
     noise: unit Gaussian buffers like `*_x0`, from `framework_buffers` or `flow.draw_noise`. uncond: the same samples
-    packed with the negative (or empty) caption, for text guidance. controls: [B,V] bool, the
-    tokens that control guidance hides (`packing.context_tokens`). A stochastic schedule adds unit noise in every step:
-    `fresh`, buffers like `noise` with a leading axis N, or what `key` draws per sample, token and step.
+    packed with the negative (or empty) caption, for text guidance. controls: [B,V] bool, the tokens that
+    control guidance hides (`packing.context_tokens`). A stochastic schedule adds unit noise in every step: `fresh`,
+    buffers like `noise` with a leading axis N, or what `key` draws per sample, token and step.
     ValueError when these contradict each other. What no step uses is ignored; `forms` says which branches run.
     """
 
