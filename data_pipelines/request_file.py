@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data_pipelines.request_fields import HINTS, MODES, Request, check_keys
-from data_pipelines.request_media import find, forget, kind_of, probe
+from data_pipelines.request_media import Media, find, forget, kind_of, probe
 from data_pipelines.request_values import RequestError, Wrong, show, tame
 
 LARGEST, LARGEST_TEXT = 8 << 20, 1 << 20  # bytes of a request file, of a prompt's
@@ -189,5 +189,7 @@ def _with_media(request: Request, folders: Mapping[str, Path], media: Path | Non
             where = find(request.action_stats, "action_stats", folders.get("action_stats", folders[""]), media)
         except Wrong as e:
             raise Wrong(e.what, "action_stats") from None
-        found["action_stats"] = Media(where, "statistics", 0)  # read by `embodiments.statistics`, which says what is wrong
+        found["action_stats"] = Media(
+            where, "statistics", 0
+        )  # read by `embodiments.statistics`, which says what is wrong
     return dataclasses.replace(request, media=MappingProxyType(found), notes=tuple(notes))

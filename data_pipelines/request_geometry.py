@@ -123,6 +123,10 @@ def _chunk(d: Draft) -> int:
         d.notes.append(f"action_path has {table.frames} rows, cut or repeated to {rows} as diffusers does")
     if not d["domain_name"]:
         raise Wrong(f"is missing, and {d.called} needs one; name the embodiment", "domain_name")
+    if d["action_stats"]:
+        d.default(action_normalization="quantile")
+    elif d["action_normalization"]:
+        raise Wrong("is given without action_stats, which it is about; give both or neither", "action_normalization")
     if table and d["raw_action_dim"] not in (None, table.width):
         what = f"is {d['raw_action_dim']}, but a row of action_path has {table.width}; leave it out"
         raise Wrong(what, "raw_action_dim")

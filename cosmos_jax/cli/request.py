@@ -6,6 +6,7 @@ checked before a weight is (docs/generate.md).
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,7 @@ def prepare(options) -> Callable[[], int | None]:
     how = How(
         options.prompt_convention, resolve(PrecisionConfig(compute=options.precision)),
         noise.read(options.noise) if options.noise else None, options.dump_latents is not None, options.decode_video,
+        sys.stdout.isatty() if options.progress is None else options.progress == "steps",
     )  # fmt: skip
     given = [n for n in ("image", "video") if getattr(options, n)]
     if len(given) > 1:
@@ -98,6 +100,7 @@ def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path) -> No
     began, names = time.perf_counter(), []
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         shown = _Bars(bars, console)
+        shown.say(f"denoising: {'one call a step, to be watched' if how.watched else 'all steps in one compiled call'}")
         runner = Runner(bundle, how, shown)
         common = {"checkpoint": bundle.identity(), "compiled programs": str(kept.directory)}
         for made in runner.run(plans):

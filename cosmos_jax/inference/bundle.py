@@ -106,12 +106,12 @@ class Bundle:
         return unflatten_dict(kept)
 
     def abstract(self, job: str, precision: Precision, vision: bool = False) -> dict:
-        """Shapes, dtypes and places of `reasoner` or `generator` parameters. vision: with the eye."""
+        """Shapes, dtypes and places of a job's parameters. vision: with the eye."""
         tree = self._params(job, precision)
         return tree if vision or job != "reasoner" else {k: v for k, v in tree.items() if k != "vit"}
 
     def load(self, job: str, precision: Precision, vision: bool = False) -> dict:
-        """Parameters of "reasoner" (text tower, embedding, head) or "generator", on their devices."""
+        """Parameters of a job of `cosmos.JOBS` ("captions", "generator", "reasoner"), on their devices."""
         return self.source.place(ITEMS.get("transformer", "model"), self.abstract(job, precision, vision))
 
     def video(self, precision: Precision, chunk: int = CHUNK, tile: int | None = None) -> wan.WanCodec:

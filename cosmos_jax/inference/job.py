@@ -40,6 +40,7 @@ class How:
     noise: dict[str, np.ndarray] | None = None  # from a file, instead of a seed
     trajectory: bool = False  # keep the latents after every step
     decode_video: bool | None = None  # None: where the task makes video
+    watched: bool = False  # call the compiled loop step by step, so that somebody sees it advance
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from data_pipelines.request_facts import FAMILIES, Facts, Resolved
-
 from cosmos_jax.inference import conditions, transfer
 from cosmos_jax.inference.answers import Question, ask
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.job import How, Prepared, prepare
+from data_pipelines.request_facts import FAMILIES, Facts, Resolved
 from data_pipelines.request_fields import Request
 from data_pipelines.request_resolve import resolve
 from data_pipelines.request_values import RequestError

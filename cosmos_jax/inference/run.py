@@ -102,7 +102,10 @@ class Runner:
         if key not in self._engines:
             b, how = self.bundle, self.how
             whole = _merge(b.abstract("reasoner", how.precision), b.abstract("generator", how.precision))
-            made = engines.build(whole, b.config, job, precision=how.precision, trajectory=how.trajectory)
+            made = engines.build(
+                whole, b.config, job, precision=how.precision, trajectory=how.trajectory,
+                at_once=1 if how.watched else job.schedule.steps,
+            )  # fmt: skip
             line = made.check()
             self.memory.append(line)
             self.progress.say(f"memory: {line}")
@@ -169,7 +172,7 @@ class Runner:
         if not jobs:
             return []
         with self.phase("reading captions", len(jobs)):
-            params = self.load("reasoner")
+            params = self.load("captions")
             out = []
             for job in jobs:
                 cache = self.engine(job).prefill(params, job)
@@ -224,7 +227,9 @@ class Runner:
         latents = self._unpack(jax.device_get(buffers), job, s)
         steps = None
         if path is not None:
-            each = [self._unpack({n: x[i] for n, x in path.items() if x.size}, job, s) for i in range(job.schedule.steps)]
+            each = [
+                self._unpack({n: x[i] for n, x in path.items() if x.size}, job, s) for i in range(job.schedule.steps)
+            ]
             steps = {n: np.stack([e[n] for e in each]) for n in each[0]}
         return Made(p, latents, steps, step_seconds=np.diff(times).tolist())
 

@@ -1,8 +1,8 @@
 """Clips that follow controls, in chunks: each chunk begins with the last frames of the one before.
 
 In: a request of the task transfer. Out: `Controls`: the frames of every control, read, computed and sized; and what
-each chunk is generated from. Every chunk is a job of the same shapes and captions, so programs and the captions' keys and
-values serve all of them. (The rules are data_pipelines/transfer.py.)
+each chunk is generated from. Every chunk is a job of the same shapes and captions, so programs and the captions' keys
+and values serve all of them. (The rules are data_pipelines/transfer.py.)
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def _action(request: dict) -> diffusers.CosmosActionCondition:
     path = request.get("action_path")
     return diffusers.CosmosActionCondition(
         mode=MODES.get(mode, mode), chunk_size=request["action_chunk_size"], domain_name=request["domain_name"],
-        resolution_tier=request["image_size"], view_point=request.get("view_point"),
+        resolution_tier=request["image_size"], view_point=request.get("view_point", "ego_view"),
         raw_actions=torch.from_numpy(media.read_actions(path)) if path else None,
         image=shown.get("image"), video=shown.get("video"),
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 In: shapes of the parameters, a `generate.Job`. Out: an `Engine`, which knows how much memory its programs take, refuses
 what does not fit, and runs these very programs. The text tower's weights leave before the generator's arrive. The loop
-over steps is on the host, one dispatch a step and never more than one ahead of the device: a program that calls back to
-Python is not kept by JAX's persistent cache, this one is, and it is the same for every number of steps.
+over steps is one compiled function without any word to the host, or, for somebody who watches, one call a step, never
+more than one ahead of the device: a program that calls back to Python is not kept by JAX's persistent cache.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ class Engine:
     """Three compiled programs for jobs of one shape: `prefill`, `begin` (noise → state), `step`.
 
     memory: "prefill", "denoise" → what one device holds while it runs. params: the abstract parameters of both jobs;
-    `reads` is the name of the first: "captions", or "reasoner" where prompts have pictures.
+    `reads` is the name of the first: "captions", or "reasoner" where prompts have pictures. at_once: steps per call of
+    `step`.
     """
 
     static: Static
     reads: str
     params: dict[str, dict]
-    shapes: tuple  # abstract (captions, inputs, noise, rows of one step)
+    shapes: tuple  # abstract (captions, inputs, noise, rows of the steps of one call)
     programs: dict[str, jax.stages.Compiled]
     memory: dict[str, Memory]
+    at_once: int = 1
 
     def run(self, load: Load, jobs: Sequence[Job], progress: Callable[[int], None] | None = None) -> Iterator[Any]:
         """`denoise` of every job in turn. Weights are loaded once, and the captions' are dropped in between."""
@@ -65,7 +67,7 @@ class Engine:
     def denoise(self, params: dict, cache: KV, job: Job, progress: Callable[[int], None] | None = None) -> Any:
         """Buffers like `*_x0`; if compiled with `trajectory`, also the latents after each step, [N, …] numpy arrays.
 
-        progress(i) is called when the device has finished step i; it already works on the next one then.
+        progress(i) is called when the device has finished the call that step i was in; it works on the next one then.
         """
         self._must_fit(job)
         inputs, noise = _put(job.inputs, self.shapes[1]), _put(job.noise, self.shapes[2])
@@ -76,11 +78,12 @@ class Engine:
             jax.block_until_ready(done)
             if latents is not None:
                 path.append(jax.device_get(latents))
-            if progress is not None:
-                progress(i)
+            for k in range(i, i + n) if progress is not None else ():
+                progress(k)
 
-        for i in range(job.schedule.steps):
-            row = _put(jax.tree.map(lambda x, i=i: x[i : i + 1], rows), self.shapes[3])
+        n = self.at_once
+        for i in range(0, job.schedule.steps, n):
+            row = _put(jax.tree.map(lambda x, i=i: x[i : i + n], rows), self.shapes[3])
             state, latents, done = self.programs["step"](params, cache, inputs, state, row)
             if pending is not None:
                 settle(*pending)
@@ -128,7 +131,9 @@ class Engine:
         """ValueError for a job of other shapes than the one that was compiled."""
         if job.forms != self.static.forms or job.guidance.normalize != self.static.normalize:
             raise ValueError(f"this engine was compiled for the branches {self.static.forms}, the job has {job.forms}.")
-        ours, theirs = _layout(self.shapes), _layout(_shapes(job))
+        if job.schedule.steps % self.at_once:
+            raise ValueError(f"this engine takes {self.at_once} steps at once, the job has {job.schedule.steps}.")
+        ours, theirs = _layout(self.shapes), _layout(_shapes(job, self.at_once))
         for name in ours | theirs:
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
@@ -137,20 +142,23 @@ class Engine:
                 )
 
 
-def build(params: dict, cfg: ModelConfig, job: Job, *, precision: Precision, trajectory: bool = False) -> Engine:
+def build(
+    params: dict, cfg: ModelConfig, job: Job, *, precision: Precision, trajectory: bool = False, at_once: int = 1
+) -> Engine:
     """Compile for jobs of the shapes, branches and kind of schedule of `job`, on the mesh that has been entered.
 
     params: ShapeDtypeStructs of all parameters (or of both jobs' at least), in the dtype and places they will have.
+    at_once: steps that one call of the compiled loop takes; as many as the job has: the loop never meets the host.
     """
     static = Static(cfg, precision, job.forms, job.guidance.normalize, trajectory=trajectory)
-    captions, inputs, noise, rows = shapes = _shapes(job)
+    captions, inputs, noise, rows = shapes = _shapes(job, at_once)
     reads = "reasoner" if any(c["vit_patches"].shape[1] for c in captions) else "captions"
     parts = {name: cosmos.part(params, name) for name in (reads, "generator")}
     prefill, cache = _compile(generate.prefill, parts[reads], captions, cfg=cfg, precision=precision)
     begin, state = _compile(_begin, inputs["batch"], noise, cfg=cfg)
     step, _ = _compile(_step, parts["generator"], cache, inputs, state, rows, static=static)
     memory = {"prefill": Memory.of(prefill, parts[reads]), "denoise": Memory.of(step, parts["generator"])}
-    return Engine(static, reads, parts, shapes, {"prefill": prefill, "begin": begin, "step": step}, memory)
+    return Engine(static, reads, parts, shapes, {"prefill": prefill, "begin": begin, "step": step}, memory, at_once)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -176,8 +184,8 @@ def _compile(function, *args, **static) -> tuple[jax.stages.Compiled, Any]:
     return program, jax.tree.map(place, lowered.out_info, program.output_shardings)
 
 
-def _shapes(job: Job) -> tuple[tuple[dict, ...], dict, Buffers, dict]:
-    """Abstract captions, inputs, noise and rows of one step: rows of a batch over the data-parallel axes."""
+def _shapes(job: Job, at_once: int) -> tuple[tuple[dict, ...], dict, Buffers, dict]:
+    """Abstract captions, inputs, noise and rows of so many steps: rows of a batch over the data-parallel axes."""
 
     def struct(x, spec: P, shape=None):
         place = None if shard.no_mesh() else NamedSharding(jax.sharding.get_mesh(), spec)
@@ -187,10 +195,11 @@ def _shapes(job: Job) -> tuple[tuple[dict, ...], dict, Buffers, dict]:
         return jax.tree.map(lambda x: struct(x, P(shard.BATCH)), tree)
 
     inputs = {k: struct(x, P()) if k == "key" else batch(x) for k, x in job.inputs.items()}
-    rows = {
-        k: jax.tree.map(lambda x, k=k: struct(x, P(None, shard.BATCH) if k == "fresh" else P(), (1, *x.shape[1:])), x)
-        for k, x in job.rows.items()
-    }
+
+    def step(tree, spec: P):
+        return jax.tree.map(lambda x: struct(x, spec, (at_once, *x.shape[1:])), tree)
+
+    rows = {k: step(x, P(None, shard.BATCH) if k == "fresh" else P()) for k, x in job.rows.items()}
     return batch(job.captions), inputs, batch(job.noise), rows
 
 
