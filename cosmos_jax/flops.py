@@ -6,6 +6,7 @@ body of a scan once. The numbers agree with the published tables of Nano, Super 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +91,17 @@ def forward(cfg: ModelConfig, n: Counts) -> dict[str, int]:
         parts["vit"] = 2 * n.vit * (cfg.sequence.vit_patch_dim * v.hidden + layers + merger)
         parts["vit_attention"] = 4 * v.layers * v.hidden * n.vit_pairs
     return parts
+
+
+def denoising(cfg: ModelConfig, texts: Sequence[int], tokens: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(reading the captions, once per sample; one denoising step), FLOPs by part, all guidance branches together.
+
+    texts: text tokens of each branch. tokens: noisy vision tokens, the same in every branch.
+    """
+    branches = len(texts)
+    read = Counts(und=sum(texts), und_pairs=sum(n * (n + 1) // 2 for n in texts))
+    vision, pairs = branches * tokens, tokens * sum(n + tokens for n in texts)
+    return forward(cfg, read), forward(cfg, Counts(gen=vision, vision=vision, segments=branches, gen_pairs=pairs))
 
 
 def train_step(cfg: ModelConfig, n: Counts, train_und: bool = True, remat: bool = False) -> int:

@@ -21,15 +21,15 @@ from conversion.folder import Folder
 from cosmos_jax.parity.reference import rng
 from cosmos_jax.sampling import scheduler_config
 
-STEPS, LONG, CHUNK = 4, 35, 4
+STEPS, LONG, CHUNK = 10, 35, 4
 PIPELINE, MODULAR, LOOP = "Cosmos3OmniPipeline", "modular pipeline", "hand-driven loop"
-SIZE = dict(height=48, width=80)
+SIZE = (48, 80)
 HINTS = ("edge", "blur", "depth", "seg", "wsm")  # the order in which the model sees them
-BASE = dict(
-    SIZE, prompt="A small robot moves across a table.", negative_prompt="bad", num_frames=9, num_steps=STEPS,
-    guidance=3.0, fps=24, seed=7,
+BASE: dict[str, Any] = dict(
+    height=SIZE[0], width=SIZE[1], num_frames=9, num_steps=STEPS, guidance=3.0, fps=24, seed=7,
+    prompt="A small robot moves across a table.", negative_prompt="bad",
 )  # fmt: skip
-ACTION = dict(
+ACTION: dict[str, Any] = dict(
     prompt="Pick the cup", negative_prompt="", num_steps=STEPS, guidance=1.0, fps=10, action_chunk_size=CHUNK,
     image_size=256, seed=7,
 )  # fmt: skip
@@ -57,7 +57,7 @@ class Case:
 
     name: str
     request: dict[str, Any]
-    by: str = PIPELINE  # who answers it on PyTorch's side
+    by: str = PIPELINE  # who answers it on PyTorch's side; LOOP: with the framework's prompts (except with sound)
     media: dict[str, np.ndarray] = field(default_factory=dict)  # file name → array
     rate: int = 0  # Hz of the sounds among them
 
@@ -82,82 +82,81 @@ def cases(facts: Facts) -> list[Case]:
     if facts.action:
         found += actions()
     if facts.sound_rate:
-        found += sound(facts.sound_rate)
+        found += [*sound(), *sound_loops(facts.sound_rate)]
     return found
+
+
+def _picture(size: tuple[int, int] = (60, 70)) -> dict[str, np.ndarray]:
+    return {"first.png": film("picture", 1, *size)[0]}
+
+
+def _clip(frames: int = 11, size: tuple[int, int] = (50, 90)) -> dict[str, np.ndarray]:
+    return {"clip.mp4": film("clip", frames, *size)}
+
+
+I2V = dict(BASE, model_mode="image2video", vision_path="first.png")
+V2V = dict(BASE, model_mode="video2video", vision_path="clip.mp4", condition_frame_indexes_vision=[0, 1], num_frames=13)
 
 
 def vision() -> list[Case]:
     """Pictures and clips, without sound."""
-    video = dict(BASE, model_mode="video2video", vision_path="clip.mp4", condition_frame_indexes_vision=[0, 1])
-    clip = {"clip.mp4": film("clip", 11, 50, 90)}
     return [
         Case("t2i", dict(BASE, model_mode="text2image", num_frames=1)),
         Case("t2v", dict(BASE, model_mode="text2video")),
+        Case("i2v", dict(I2V, num_steps=LONG, guidance=6.0, prompt='{"scene": "table"}'), media=_picture()),
+        Case("v2v", dict(V2V, fps=12), media=_clip()),
         Case(
-            "i2v",
-            dict(BASE, model_mode="image2video", vision_path="first.png", num_steps=LONG, guidance=6.0, prompt='{"scene": "table"}'),
-            media={"first.png": film("picture", 1, 60, 70)[0]},
+            "v2v_last", dict(V2V, num_frames=9, condition_video_keep="last", condition_frame_indexes_vision=[0]),
+            media=_clip(),
         ),
-        Case("v2v", dict(video, fps=12, num_frames=13), media=clip),
-        Case("v2v_last", dict(video, condition_video_keep="last", condition_frame_indexes_vision=[0]), media=clip),
     ]  # fmt: skip
 
 
-def sound(rate: int) -> list[Case]:
+def sound() -> list[Case]:
     """The same with sound."""
-    clip = {"clip.mp4": film("clip", 11, 50, 90)}
+    with_sound = dict(enable_sound=True)
     return [
-        Case("t2v_sound", dict(BASE, model_mode="text2video", enable_sound=True, num_steps=LONG, guidance=6.0)),
-        Case(
-            "i2v_sound_fps10",
-            dict(BASE, model_mode="image2video", enable_sound=True, fps=10, vision_path="first.png"),
-            media={"first.png": film("picture", 1, 60, 70)[0]},
-        ),
-        Case(
-            "v2v_sound",
-            dict(BASE, model_mode="video2video", enable_sound=True, vision_path="clip.mp4", condition_frame_indexes_vision=[0, 1], num_frames=13),
-            media=clip,
-        ),
-    ]  # fmt: skip
+        Case("t2v_sound", dict(BASE, model_mode="text2video", num_steps=LONG, guidance=6.0) | with_sound),
+        Case("i2v_sound_fps10", dict(I2V, fps=10) | with_sound, media=_picture()),
+        Case("v2v_sound", V2V | with_sound, media=_clip()),
+    ]
 
 
 def actions() -> list[Case]:
     """Three tasks, three embodiments, three shapes: padded by more than itself, by less, and made smaller."""
+    wrist = dict(view_point="wrist_view", guidance=2.0)
     return [
         Case(
             "policy",
-            dict(ACTION, model_mode="wam", domain_name="bridge_orig_lerobot", view_point="ego_view", vision_path="first.png"),
-            media={"first.png": film("policy", 1, 100, 150)[0]},
+            dict(ACTION, model_mode="wam", domain_name="bridge_orig_lerobot", vision_path="first.png"),
+            media=_picture((100, 150)),
         ),
         Case(
             "forward_dynamics",
-            dict(ACTION, model_mode="forward_dynamics", domain_name="av", vision_path="clip.mp4", action_path="actions.json"),
-            media={"clip.mp4": film("forward", 3, 150, 150), "actions.json": rows("forward", 3, 9)},
+            dict(ACTION, model_mode="forward_dynamics", domain_name="av", vision_path="clip.mp4",
+                 action_path="actions.json"),
+            media=_clip(3, (150, 150)) | {"actions.json": rows("forward", CHUNK - 1, 9)},
         ),
         Case(
             "inverse_dynamics",
-            dict(ACTION, model_mode="inverse_dynamics", domain_name="fractal", view_point="wrist_view", vision_path="clip.mp4", guidance=2.0),
-            media={"clip.mp4": film("inverse", 5, 112, 400)},
+            dict(ACTION, model_mode="inverse_dynamics", domain_name="fractal", vision_path="clip.mp4") | wrist,
+            media=_clip(CHUNK + 1, (112, 400)),
         ),
     ]  # fmt: skip
 
 
 def transfer() -> list[Case]:
-    """Controls, in two chunks that share a frame. (`max_frames` 13 = 9 + 9 − 1 − 4, so the last is cut.)"""
+    """Controls, in two chunks that share a frame; what both make together is cut to `max_frames`."""
     request = dict(
-        BASE, prompt='{"scene": "table"}', fps=30, control_guidance=1.5, num_video_frames_per_chunk=9,
-        num_conditional_frames=1, max_frames=13,
+        BASE, prompt='{"scene": "table"}', fps=30, num_video_frames_per_chunk=9, num_conditional_frames=1, max_frames=13
     )  # fmt: skip
     del request["num_frames"]
-    edge, depth = film("edge", 13, 50, 90), film("depth", 13, 50, 90)
-    one = {"edge": {"control_path": "edge.mp4"}}
+    edge, depth = ({h: {"control_path": f"{h}.mp4"}} for h in ("edge", "depth"))
+    files = {f"{h}.mp4": film(h, 13, 50, 90) for h in ("edge", "depth")}
     return [
-        Case("transfer", request | one, MODULAR, {"edge.mp4": edge}),
-        Case(
-            "transfer_two", request | one | {"depth": {"control_path": "depth.mp4"}, "control_guidance": 1.0}, MODULAR,
-            {"edge.mp4": edge, "depth.mp4": depth},
-        ),
-    ]  # fmt: skip
+        Case("transfer", request | edge | {"control_guidance": 1.5}, MODULAR, {"edge.mp4": files["edge.mp4"]}),
+        Case("transfer_two", request | edge | depth | {"control_guidance": 1.0}, MODULAR, files),
+    ]
 
 
 def distilled() -> list[Case]:
@@ -166,15 +165,29 @@ def distilled() -> list[Case]:
     return [
         Case("t2i", dict(request, model_mode="text2image", num_frames=1), MODULAR),
         Case("t2v", dict(request, model_mode="text2video"), MODULAR),
-        Case(
-            "i2v", dict(request, model_mode="image2video", vision_path="first.png"), MODULAR,
-            {"first.png": film("picture", 1, 60, 70)[0]},
-        ),
-    ]  # fmt: skip
+        Case("i2v", dict(request, model_mode="image2video", vision_path="first.png"), MODULAR, _picture()),
+    ]
 
 
 def loops() -> list[Case]:
-    return []
+    """Modes that exist in cosmos-framework alone, with its prompts; media have the size of the result."""
+    weighted = {h: {"control_path": f"{h}.mp4", "weight": w} for h, w in (("edge", 1.0), ("depth", 3.0))}
+    request = dict(BASE, model_mode="transfer", control_guidance=1.0, emphasize_control_in_prompt=False)
+    return [
+        Case("i2i", dict(BASE, model_mode="image2image", vision_path="first.png", num_frames=1), LOOP, _picture(SIZE)),
+        Case("transfer_weighted", request | weighted, LOOP, {f"{h}.mp4": film(h, 9, *SIZE) for h in weighted}),
+    ]
+
+
+def sound_loops(rate: int) -> list[Case]:
+    """Sound as a condition, and sound alone."""
+    heard = {"heard.wav": noise("heard", rate * BASE["num_frames"] // BASE["fps"])}
+    return [
+        Case(
+            "s2v", dict(I2V, model_mode="audio_image2video", sound_path="heard.wav"), LOOP, _picture(SIZE) | heard, rate
+        ),
+        Case("v2s", dict(BASE, model_mode="video2sound", vision_path="clip.mp4"), LOOP, _clip(9, SIZE)),
+    ]
 
 
 def film(name: str, frames: int, height: int, width: int) -> np.ndarray:

@@ -7,12 +7,9 @@ pipeline does, its own code does. Velocities are there once more in float64 and 
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,68 +19,26 @@ import numpy as np
 import torch
 import transformers
 from diffusers import modular_pipelines
-from diffusers.modular_pipelines.cosmos import before_denoise, denoise
-from diffusers.pipelines.cosmos import pipeline_cosmos3_omni as task
-from diffusers.schedulers import scheduling_flow_match_euler_discrete as euler
+from diffusers.modular_pipelines.cosmos import denoise
 from PIL import Image
 
 from conversion.folder import Folder
 from cosmos_jax import media
-from cosmos_jax.parity import pipeline_cases, reference, schedule
-from cosmos_jax.parity.pipeline_cases import HINTS, MODULAR, PIPELINE, Case
+from cosmos_jax.parity import pipeline_loops, reference, schedule
+from cosmos_jax.parity.pipeline_cases import HINTS, LOOP, MODULAR, PIPELINE, Case
+from cosmos_jax.parity.pipeline_trace import STATE, Latents, Probe, Recorded, Trace, masked, watch
 from cosmos_jax.sampling import scheduler_config
 
-Latents = dict[str, np.ndarray]  # vision [C,T,h,w], sound [Ds,T], action [T,A], as in the .npz files of `generate`
-STATE = {"vision": "latents", "sound": "sound_latents", "action": "action_latents"}  # modality → name in a pipeline
 SAMPLED = 4  # steps of a run whose velocities are also computed in bfloat16
 MODES = {"wam": "policy"}  # model_mode → the name in diffusers
-
-
-@dataclass
-class Branch:
-    """One of the forward passes of a step: what is constant over the steps."""
-
-    ids: np.ndarray  # [L]
-    positions: dict[str, np.ndarray]  # text and modality → [3, tokens]; vision: controls, then the target
-
-
-@dataclass
-class Trace:
-    """One denoising loop. latents[i] enter step i, the last are the result; velocities[i] were predicted from
-    latents[i], before guidance, 0 for what is clean."""
-
-    branches: dict[str, Branch] = field(default_factory=dict)  # cond, uncond, cond_no_control
-    noisy: dict[str, np.ndarray] = field(default_factory=dict)  # modality → bool per frame, row, latent
-    context: list[np.ndarray] = field(default_factory=list)  # clean vision items before the target, [C,T,h,w]
-    domain: int | None = None
-    noise: Latents = field(default_factory=dict)  # unit noise, where it is overwritten by conditions too
-    fresh: list[Latents] = field(default_factory=list)  # what a stochastic scheduler drew in each step
-    sigmas: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    timesteps: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    latents: list[Latents] = field(default_factory=list)
-    velocities: list[dict[str, Latents]] = field(default_factory=list)  # branch → …
-    velocities64: list[dict[str, Latents]] = field(default_factory=list)
-    half: dict[int, dict[str, Latents]] = field(default_factory=dict)  # step → in bfloat16
-    truth: dict[int, dict[str, Latents]] = field(default_factory=dict)  # … in float32, of the same rounded weights
-    calls: list[dict[str, dict]] = field(default_factory=list, repr=False)  # branch → arguments of the transformer
-
-
-@dataclass
-class Recorded:
-    case: Case
-    request: dict[str, Any]  # with the paths of its files, which are gone; see `case.write`
-    guidance: float
-    traces: list[Trace]  # one; of `transfer`: one per chunk
-    video: np.ndarray  # [T,H,W,3] float32, 0 … 1
-    wave: np.ndarray | None = None  # [2,N]
-    actions: np.ndarray | None = None  # [rows, width of the embodiment]
 
 
 class EdgeScheduler(diffusers.UniPCMultistepScheduler):
     """Stands in for Edge's class, which no diffusers release has: UniPC on the framework's grid (see `schedule`)."""
 
-    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
-        super().set_timesteps(num_inference_steps, device=device, sigmas=schedule.native_grid(self, num_inference_steps))
+    def set_timesteps(self, num_inference_steps, device=None, sigmas=None):
+        grid = schedule.native_grid(self, num_inference_steps)
+        super().set_timesteps(num_inference_steps, device=device, sigmas=grid)
 
 
 def record(folder: Folder, case: Case) -> Recorded:
@@ -142,17 +97,16 @@ def _parts(folder: Folder) -> dict[str, Any]:
 def _run(folder: Folder, parts: dict[str, Any], case: Case, place: Path) -> Recorded:
     request = json.loads(case.write(place).read_text())
     index = folder.index or {}
-    runs = {PIPELINE: _pipeline, MODULAR: _modular}
-    with reference.exact(), _probe(parts["transformer"], case) as probe:
+    runs = {PIPELINE: _pipeline, MODULAR: _modular, LOOP: pipeline_loops.run}
+    with reference.exact(), watch(parts["transformer"], case) as probe:
         out = runs[case.by](parts, index, request, probe)
-    return Recorded(case, request, float(request.get("guidance", 1.0)), probe.traces(parts["scheduler"], request), **out)
+    traces = probe.traces(parts["scheduler"], pipeline_loops.weights_of(request))
+    return Recorded(case, traces, **out)
 
 
 def _pipeline(parts: dict[str, Any], index: dict, request: dict, probe: Probe) -> dict[str, Any]:
     """`Cosmos3OmniPipeline`."""
-    told = {k: index[k] for k in ("default_use_system_prompt", "use_native_flow_schedule") if k in index}
-    pipe = diffusers.Cosmos3OmniPipeline(**parts, enable_safety_checker=False, **told)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipeline_loops.build(parts, index)
     pipe._callback_tensor_inputs = list(STATE.values())  # its loop shows every local variable that is named here
     prepare = pipe.prepare_latents
 
@@ -214,8 +168,8 @@ def _action(request: dict) -> diffusers.CosmosActionCondition:
 def _modular(parts: dict[str, Any], index: dict, request: dict, probe: Probe) -> dict[str, Any]:
     """`Cosmos3OmniModularPipeline`, or the distilled one: they alone know controls and fixed sigmas."""
     sigmas = index.get("distilled_sigmas")
-    blocks = modular_pipelines.Cosmos3DistilledBlocks() if sigmas else modular_pipelines.Cosmos3OmniBlocks()
-    pipe: Any = blocks.init_pipeline()
+    blocks: Any = modular_pipelines.Cosmos3DistilledBlocks if sigmas else modular_pipelines.Cosmos3OmniBlocks
+    pipe = blocks().init_pipeline()
     own = {n: p for n, p in parts.items() if n != "sound_tokenizer"} if sigmas else parts
     pipe.update_components(**own, **({"distilled_sigmas": sigmas} if sigmas else {}))
     pipe.disable_safety_checker()
@@ -247,119 +201,6 @@ def _modular(parts: dict[str, Any], index: dict, request: dict, probe: Probe) ->
     return {"video": np.asarray(video, np.float32)}
 
 
-class Probe:
-    """Everything that passes by while a pipeline runs."""
-
-    def __init__(self, case: Case):
-        self.case, self.branch = case, ""
-        self.draws: list[np.ndarray] = []  # before a loop
-        self.fresh: list[np.ndarray] = []  # inside
-        self.states: list[list[Latents]] = []  # per loop
-        self.calls: list[list[dict[str, tuple[dict, Any]]]] = []  # per loop and step: branch → (arguments, result)
-
-    def draw(self, shape, generator=None, device=None, dtype=None, layout=None, *, into: list[np.ndarray]):
-        """In place of diffusers' `randn_tensor`."""
-        x = reference.draw(f"{self.case.name} {len(self.draws)} {len(self.fresh)}", *shape)
-        into.append(x)
-        return torch.from_numpy(x).to(device, dtype)
-
-    def state(self, named: dict[str, Any], first: bool = False) -> None:
-        """The latents between two steps."""
-        if first or not self.states:
-            self.states.append([])
-            self.calls.append([])
-        found = {m: named.get(n) for m, n in STATE.items()}
-        self.states[-1].append({m: _bare(m, reference.numpy(x)) for m, x in found.items() if x is not None})
-
-    def call(self, kw: dict, out: Any) -> None:
-        """A forward pass of the transformer."""
-        steps = self.calls[-1]
-        if len(steps) < len(self.states[-1]):
-            steps.append({})
-        steps[-1][self.branch] = kw, out
-
-    def traces(self, scheduler: Any, request: dict) -> list[Trace]:
-        """The loops in order."""
-        names = self.states[0][0]
-        out = []
-        for k, (states, calls) in enumerate(zip(self.states, self.calls, strict=True)):
-            t = Trace(latents=states, sigmas=reference.numpy(scheduler.sigmas))
-            t.timesteps = reference.numpy(scheduler.timesteps)
-            t.noise = {m: _bare(m, x) for m, x in zip(names, self.draws[k * len(names) :], strict=False)}
-            t.fresh = [{"vision": x[0, 0]} for x in self.fresh]
-            t.calls = [{b: kw for b, (kw, _) in step.items()} for step in calls]
-            for b, kw in t.calls[0].items():
-                t.branches[b] = _branch(kw)
-            kw = t.calls[0]["cond"]
-            t.context = [reference.numpy(x)[0] for x in kw["vision_tokens"][:-1]]
-            t.noisy = _noisy(kw, states[0])
-            if kw.get("action_domain_ids") is not None:
-                t.domain = int(kw["action_domain_ids"][0])
-            t.velocities = [{b: _masked(r, t) for b, (_, r) in step.items()} for step in calls]
-            out.append(t)
-        return out
-
-
-@contextlib.contextmanager
-def _probe(transformer: Any, case: Case) -> Iterator[Probe]:
-    probe = Probe(case)
-    forward, context = transformer.forward, transformer.cache_context
-
-    @functools.wraps(forward)  # the modular pipeline asks for its signature
-    def called(*args, **kw):
-        out = forward(*args, **kw)
-        probe.call(kw, out)
-        return out
-
-    def named(name, **kw):
-        probe.branch = name
-        return context(name, **kw)
-
-    def randn(into):
-        return lambda *args, **kw: probe.draw(*args, **kw, into=into)
-
-    with contextlib.ExitStack() as stack:
-        for where, name, by in (
-            (transformer, "forward", called), (transformer, "cache_context", named),
-            (task, "randn_tensor", randn(probe.draws)), (before_denoise, "randn_tensor", randn(probe.draws)),
-            (euler, "randn_tensor", randn(probe.fresh)),
-        ):  # fmt: skip
-            stack.enter_context(mock.patch.object(where, name, by))
-        yield probe
-
-
-def _bare(modality: str, x: np.ndarray) -> np.ndarray:
-    """Without the batch axis, which only vision has."""
-    return x[0] if modality == "vision" else x
-
-
-def _branch(kw: dict) -> Branch:
-    where = {"text": kw["text_indexes"]} | {m: kw.get(f"{m}_sequence_indexes") for m in STATE}
-    positions = reference.numpy(kw["position_ids"])
-    return Branch(
-        reference.numpy(kw["input_ids"]),
-        {m: positions[:, reference.numpy(i)] for m, i in where.items() if i is not None},
-    )
-
-
-def _noisy(kw: dict, latents: Latents) -> dict[str, np.ndarray]:
-    """modality → whether that frame, row or latent is to be made."""
-    out = {}
-    for m, x in latents.items():
-        length = x.shape[0 if m == "action" else 1]
-        out[m] = np.isin(np.arange(length), reference.numpy(kw[f"{m}_noisy_frame_indexes"][-1]))
-    return out
-
-
-def _masked(result: Any, t: Trace) -> Latents:
-    """The velocities of the target, 0 for what is clean and for channels that the embodiment does not have."""
-    found = dict(zip(("vision", "sound", "action"), result, strict=True))
-    out = {m: _bare(m, reference.numpy(found[m][-1])) for m in t.noisy}
-    for m, noisy in t.noisy.items():
-        out[m] = out[m] * np.expand_dims(noisy, {"vision": (0, 2, 3), "sound": (0,), "action": (1,)}[m])
-    return out
-
-
 def _velocity(model: reference.Model, kw: dict, t: Trace) -> Latents:
-    with reference.exact():
-        return _masked(model(**reference.feed(kw, model)), t)
+    with reference.exact(), pipeline_loops.one_attention_per_control(kw, t.weights):
+        return masked(model(**reference.feed(kw, model)), t)

@@ -23,6 +23,7 @@ GRADIENT = 1e-5  # of the training loss, each parameter
 TRAJECTORY = 1.5e-6  # the solver on recorded velocities
 NEXT_LATENTS = 1e-6  # one denoising step, fed the reference's latents
 FREE_LATENTS = 5e-5  # all denoising steps on our own
+WAVE = 5e-4  # decoded from latents that were denoised on our own
 HALF = 1.25  # in bfloat16: at most this many times the error of PyTorch's own bfloat16
 BFLOAT16 = "bfloat16"  # the part of such rows
 ADDED, ALONE = "errors add up", "each one alone"  # the lines of a chart

@@ -28,10 +28,14 @@ import numpy as np
 import transformers
 
 from conversion.folder import Component, Folder
+from cosmos_jax.config import ConfigError
 from cosmos_jax.evaluate import commit
 from cosmos_jax.parity import (
     denoise,
     gradients,
+    pipeline,
+    pipeline_cases,
+    pipeline_reference,
     positions,
     reasoner,
     reference,
@@ -43,6 +47,7 @@ from cosmos_jax.parity import (
     transformer,
     video,
 )
+from cosmos_jax.parity.pipeline import Connect
 from cosmos_jax.parity.rows import Row
 
 Part = Callable[[Folder], list[Row]]
@@ -58,15 +63,15 @@ class Result:
     notes: list[str] = field(default_factory=list)  # what was not compared, and why
 
 
-def prepare(folder: Folder, out: Path, what: str) -> Callable[[], int]:
-    """Check what can be checked before any model is loaded."""
+def prepare(folder: Folder, out: Path, what: str, connect: Connect | None) -> Callable[[], int]:
+    """Check what can be checked before any model is loaded. connect: our pipeline, if there is one to compare."""
     if folder.scheduler is not None:
         schedule.ours(folder.scheduler, folder.index or {})  # refuses a scheduler that we do not have
+    if what == "pipeline" and (absent := not_there(folder)):
+        raise ConfigError(f"{folder.path} is no whole pipeline, it lacks {', '.join(absent)}; use --what=components.")
 
     def work() -> int:
-        result = compare(folder)
-        if what == "all":
-            result.notes.append("The pipeline, end to end, is not compared yet.")
+        result = compare(folder, what, connect)
         out.mkdir(parents=True, exist_ok=True)
         paths = report.write(result, out)
         wrong = rows.failures(result.rows)
@@ -77,13 +82,13 @@ def prepare(folder: Folder, out: Path, what: str) -> Callable[[], int]:
     return work
 
 
-def compare(folder: Folder) -> Result:
-    """Run every comparison that the folder allows."""
+def compare(folder: Folder, what: str = "components", connect: Connect | None = None) -> Result:
+    """Run every comparison that the folder allows. what: components, pipeline or all."""
     quiet()
     result = Result([], describe(folder))
     with jax.default_matmul_precision("highest"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)  # diffusers' own
-        for name, part in parts(folder):
+        for name, part in parts(folder, what, connect):
             began = time.perf_counter()
             found = part(folder)
             reference.release()
@@ -92,12 +97,26 @@ def compare(folder: Folder) -> Result:
             failed = len(rows.failures(found))
             verdict = "all pass" if not failed else f"{failed} FAIL"
             print(f"{name}: {len(found)} rows, {verdict} ({result.seconds[name]:.0f} s)", flush=True)
-    result.notes += missing(folder)
+    result.notes += missing(folder, what, connect)
     return result
 
 
-def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
-    """What the folder allows to compare, in the order of the report."""
+def parts(folder: Folder, what: str = "components", connect: Connect | None = None) -> Iterator[tuple[str, Part]]:
+    """What is asked for and the folder allows to compare, in the order of the report."""
+    if what != "pipeline":
+        yield from _components(folder)
+    if what != "components" and connect is not None and not not_there(folder):
+        yield pipeline.NAME, functools.partial(_pipeline, connect=connect)
+
+
+def not_there(folder: Folder) -> list[str]:
+    """What a pipeline needs and the folder lacks."""
+    have = {n: n in folder.components for n in ("transformer", "vae")}
+    have |= {"scheduler": folder.scheduler is not None, "text_tokenizer": (folder.path / "text_tokenizer").is_dir()}
+    return [n for n, there in have.items() if not there]
+
+
+def _components(folder: Folder) -> Iterator[tuple[str, Part]]:
     have = folder.components
     if "transformer" in have:
         yield positions.NAME, lambda f: positions.check(alone(f.components["transformer"].config))
@@ -116,9 +135,15 @@ def parts(folder: Folder) -> Iterator[tuple[str, Part]]:
         yield reasoner.NAME, _reasoner
 
 
-def missing(folder: Folder) -> list[str]:
+def missing(folder: Folder, what: str, connect: Connect | None) -> list[str]:
     """What the report cannot speak about."""
     out = []
+    if what == "all" and connect is None:
+        out.append("The pipeline, end to end, is not compared yet.")
+    elif what == "all" and (absent := not_there(folder)):
+        out.append(f"The pipeline is not compared: the folder has no {', '.join(absent)}.")
+    if what == "pipeline":
+        return out
     if folder.layout == "diffusers" and "sound_tokenizer" not in folder.components:
         out.append("The folder has no sound_tokenizer: sound is not compared.")
     transformer = folder.components.get("transformer")
@@ -201,6 +226,11 @@ def _reasoner(folder: Folder) -> list[Row]:
     golden = reasoner.golden(load, cfg)
     found = [params(have[n]) for n in ("reasoner", "transformer", "vision_encoder") if n in have]
     return reasoner.check(golden, reasoner.whole(functools.reduce(operator.or_, found), cfg), cfg)
+
+
+def _pipeline(folder: Folder, connect: Connect) -> list[Row]:
+    cases = pipeline_cases.cases(pipeline_cases.Facts.of(folder))
+    return pipeline.compare(pipeline_reference.record_all(folder, cases), connect, folder)
 
 
 def _load(folder: Folder, cls: type, name: str) -> reference.Load:

@@ -130,11 +130,11 @@ def sound_tokenizer(config: dict = SOUND, seed: int = 5) -> Cosmos3AVAEAudioToke
     return model
 
 
-def scheduler(family: str, stochastic: bool = True) -> UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler:
+def scheduler(family: str, stochastic: bool = True) -> Any:
     """stochastic: whether the distilled one draws fresh noise in every step, as the released ones do."""
     if family != "distilled":
         return UniPCMultistepScheduler(**SCHEDULER[family])
-    made = FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
+    made: Any = FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
     made.register_to_config(
         fixed_step_sampler_config={"t_list": SIGMAS, "sample_type": "sde" if stochastic else "ode"},
         fixed_step_requires_explicit_sigmas=True,

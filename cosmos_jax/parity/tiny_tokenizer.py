@@ -29,7 +29,7 @@ TEMPLATE = (  # Qwen's chat format (spec model.md §4.1)
 )
 SUBJECTS = ("A small robot", "The red cube", "A gripper", "The camera", "One hand", "A car")
 VERBS = ("moves across", "lifts", "is not near", "turns around", "pours water into", "generates")
-OBJECTS = ("a table.", "the cup.", "a road, 24 FPS.", "an image.", "the video of 720x1280 resolution.", "a helpful assistant.")
+OBJECTS = ("a table.", "the cup.", "a road, 24 FPS.", "an image.", "the video of 720x1280.", "an assistant.")
 
 
 def make() -> transformers.PreTrainedTokenizerFast:
