@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 CROSSINGS, BETA = 10, 5.0
-RATES = 1_000, 400_000  # samples per second that a file may have
+RATES = 100, 400_000  # samples per second that a file may have
 
 
 def condition(

@@ -40,6 +40,7 @@ class How:
     noise: dict[str, np.ndarray] | None = None  # from a file, instead of a seed
     trajectory: bool = False  # keep the latents after every step
     decode_video: bool | None = None  # None: where the task makes video
+    own_schedule: bool = False  # the checkpoint's schedule whatever the convention (parity)
     watched: bool = False  # call the compiled loop step by step, so that somebody sees it advance
 
 
@@ -187,7 +188,7 @@ def _schedule(r: Resolved, bundle: Bundle, how: How) -> tuple[Schedule, str]:
     request, sigmas = r.request, bundle.fixed_sigmas
     if sigmas is not None:
         return scheduler_config.from_config(bundle.scheduler, None, sigmas=sigmas)
-    if how.convention == "framework":
+    if how.convention == "framework" and not how.own_schedule:
         made = schedules.unipc(request.num_steps, request.shift)
         return made, f"UniPC of order 2, {made.steps} steps, framework's grid, shift {request.shift:g}"
     if "shift" in r.defaults:

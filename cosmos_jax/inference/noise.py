@@ -88,11 +88,13 @@ def _tokens(name: str, x: np.ndarray, spec: SequenceSpec) -> np.ndarray:
 def write(path: str | Path, latents: Arrays, steps: Arrays | None, spec: SequenceSpec) -> None:
     """Final latents and, as `vision_steps` …, those after every step; actions with all the model's channels."""
 
-    def wide(name: str, x: np.ndarray) -> np.ndarray:
-        missing = spec.action_dim - x.shape[-1] if name == "action" else 0
-        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]).astype(np.float32)
-
-    table: dict[str, Any] = {n: wide(n, x) for n, x in latents.items()}
-    table |= {n + STEPS: wide(n, x) for n, x in (steps or {}).items()}
+    table: dict[str, Any] = {n: wide(n, x, spec) for n, x in latents.items()}
+    table |= {n + STEPS: wide(n, x, spec) for n, x in (steps or {}).items()}
     with appearing(Path(path)) as partial, open(partial, "wb") as f:
         np.savez(f, **table)
+
+
+def wide(name: str, x: np.ndarray, spec: SequenceSpec) -> np.ndarray:
+    """Latents of a modality; actions with zeros in the channels that their body has not."""
+    missing = spec.action_dim - x.shape[-1] if name == "action" else 0
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]).astype(np.float32)

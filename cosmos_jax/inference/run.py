@@ -159,12 +159,13 @@ class Runner:
         with self.phase("encoding", len(requests)):
             out = []
             for p in requests:
-                out.append(self._encode(p))
+                out.append(self.sample(p))
                 self.progress.step()
         self._codecs.clear()
         return out
 
-    def _encode(self, p: Prepared) -> Sample:
+    def sample(self, p: Prepared) -> Sample:
+        """The sample with its conditions encoded."""
         return p.conditions.sample(p.blank, lambda x: self.video.encode(x), lambda x: self.sound.encode(x))
 
     def prefill(self, jobs: Sequence[Job]) -> list[Any]:
@@ -205,7 +206,7 @@ class Runner:
         for i in range(count):
             with self.phase(f"denoising {p.name}, chunk {i + 1} of {count}", p.schedule.steps):
                 q, shown = p.chunk(i, parts[-1][0] if parts else None)
-                s = self._encode(q)
+                s = self.sample(q)
                 made.append(self.one(params, q, s, q.job(s), cache))
                 parts.append((self.video.decode_float(made[-1].latents["vision"]), shown))
         clip = transfer.beside(pixels(transfer.join(parts, controls.plan.total)), controls, p.resolved)
@@ -237,19 +238,23 @@ class Runner:
         return unpack(buffers, job.batch, 0, 0, s, self.bundle.config.sequence)
 
     def decode(self, m: Made) -> None:
-        """Latents → pixels, waves, actions. Numbers first; video only where it is made and wanted."""
+        """Latents → actions, waves, pixels. Numbers first; video only where it is made and wanted."""
+        row = task(m.request.resolved.task)
+        wanted = row.makes_video if self.how.decode_video is None else self.how.decode_video and row.makes_video
+        with self.phase("decoding"):
+            self.finish(m)
+            if wanted and m.video is None:
+                m.video = self.video.decode(m.latents["vision"])
+
+    def finish(self, m: Made) -> None:
+        """Everything but the video."""
         p = m.request
         assert isinstance(p, Prepared)
         row = task(p.resolved.task)
         if row.action == "noisy":
             m.actions = p.conditions.finish(m.latents["action"])
-        wanted = row.makes_video if self.how.decode_video is None else self.how.decode_video and row.makes_video
-        with self.phase("decoding"):
-            if "sound" in m.latents and row.sound != "clean":
-                samples = m.latents["sound"].shape[1] * self.bundle.sound_config.hop
-                m.sound = self.sound.decode(np.ascontiguousarray(m.latents["sound"]), samples)
-            if wanted and m.video is None:
-                m.video = self.video.decode(m.latents["vision"])
+        if "sound" in m.latents and row.sound != "clean":
+            m.sound = self.sound.decode(np.ascontiguousarray(m.latents["sound"]))
 
     def load(self, job: str, vision: bool = False) -> dict:
         """Weights straight from their files to the device."""

@@ -14,23 +14,10 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cosmos_jax.config import ConfigError
 
-if TYPE_CHECKING:
-    from cosmos_jax.parity.pipeline import Connect
-
 NEEDED = ("torch", "diffusers", "transformers")
-
-
-def pipeline_of_ours() -> Connect | None:
-    """What `parity.pipeline` compares with diffusers' pipelines.
-
-    TO CONNECT: `from cosmos_jax.inference… import …; return …`, a `parity.pipeline.Connect`, and remove the refusal
-    below and the note in `run.missing`.
-    """
-    return None
 
 
 def prepare(reference: str | Path, out: str | Path, what: str = "components") -> Callable[[], int]:
@@ -38,8 +25,6 @@ def prepare(reference: str | Path, out: str | Path, what: str = "components") ->
 
     ValueError (one sentence): libraries or the folder are missing, the folder is in another layout, or cannot be read.
     """
-    if what == "pipeline" and pipeline_of_ours() is None:
-        raise ConfigError("--what=pipeline does not exist yet; use --what=components.")
     lacking = [n for n in NEEDED if importlib.util.find_spec(n) is None]
     if lacking:
         raise ConfigError(f"parity needs {', '.join(lacking)}, which is the reference; run: pip install -e '.[test]'")
@@ -58,4 +43,4 @@ def prepare(reference: str | Path, out: str | Path, what: str = "components") ->
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from cosmos_jax.parity import run
 
-    return run.prepare(found, Path(out), what, pipeline_of_ours())
+    return run.prepare(found, Path(out), what)

@@ -172,7 +172,8 @@ def distilled() -> list[Case]:
 def loops() -> list[Case]:
     """Modes that exist in cosmos-framework alone, with its prompts; media have the size of the result."""
     weighted = {h: {"control_path": f"{h}.mp4", "weight": w} for h, w in (("edge", 1.0), ("depth", 3.0))}
-    request = dict(BASE, model_mode="transfer", control_guidance=1.0, emphasize_control_in_prompt=False)
+    request = dict(BASE, model_mode="transfer", control_guidance=1.0, emphasize_control_in_prompt=False,
+                   num_video_frames_per_chunk=9)  # fmt: skip
     return [
         Case("i2i", dict(BASE, model_mode="image2image", vision_path="first.png", num_frames=1), LOOP, _picture(SIZE)),
         Case("transfer_weighted", request | weighted, LOOP, {f"{h}.mp4": film(h, 9, *SIZE) for h in weighted}),

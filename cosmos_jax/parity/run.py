@@ -35,6 +35,7 @@ from cosmos_jax.parity import (
     gradients,
     pipeline,
     pipeline_cases,
+    pipeline_ours,
     pipeline_reference,
     positions,
     reasoner,
@@ -47,7 +48,6 @@ from cosmos_jax.parity import (
     transformer,
     video,
 )
-from cosmos_jax.parity.pipeline import Connect
 from cosmos_jax.parity.rows import Row
 
 Part = Callable[[Folder], list[Row]]
@@ -63,15 +63,15 @@ class Result:
     notes: list[str] = field(default_factory=list)  # what was not compared, and why
 
 
-def prepare(folder: Folder, out: Path, what: str, connect: Connect | None) -> Callable[[], int]:
-    """Check what can be checked before any model is loaded. connect: our pipeline, if there is one to compare."""
+def prepare(folder: Folder, out: Path, what: str) -> Callable[[], int]:
+    """Check what can be checked before any model is loaded."""
     if folder.scheduler is not None:
         schedule.ours(folder.scheduler, folder.index or {})  # refuses a scheduler that we do not have
     if what == "pipeline" and (absent := not_there(folder)):
         raise ConfigError(f"{folder.path} is no whole pipeline, it lacks {', '.join(absent)}; use --what=components.")
 
     def work() -> int:
-        result = compare(folder, what, connect)
+        result = compare(folder, what)
         out.mkdir(parents=True, exist_ok=True)
         paths = report.write(result, out)
         wrong = rows.failures(result.rows)
@@ -82,13 +82,13 @@ def prepare(folder: Folder, out: Path, what: str, connect: Connect | None) -> Ca
     return work
 
 
-def compare(folder: Folder, what: str = "components", connect: Connect | None = None) -> Result:
+def compare(folder: Folder, what: str = "components") -> Result:
     """Run every comparison that the folder allows. what: components, pipeline or all."""
     quiet()
     result = Result([], describe(folder))
     with jax.default_matmul_precision("highest"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)  # diffusers' own
-        for name, part in parts(folder, what, connect):
+        for name, part in parts(folder, what):
             began = time.perf_counter()
             found = part(folder)
             reference.release()
@@ -97,16 +97,16 @@ def compare(folder: Folder, what: str = "components", connect: Connect | None = 
             failed = len(rows.failures(found))
             verdict = "all pass" if not failed else f"{failed} FAIL"
             print(f"{name}: {len(found)} rows, {verdict} ({result.seconds[name]:.0f} s)", flush=True)
-    result.notes += missing(folder, what, connect)
+    result.notes += missing(folder, what)
     return result
 
 
-def parts(folder: Folder, what: str = "components", connect: Connect | None = None) -> Iterator[tuple[str, Part]]:
+def parts(folder: Folder, what: str = "components") -> Iterator[tuple[str, Part]]:
     """What is asked for and the folder allows to compare, in the order of the report."""
     if what != "pipeline":
         yield from _components(folder)
-    if what != "components" and connect is not None and not not_there(folder):
-        yield pipeline.NAME, functools.partial(_pipeline, connect=connect)
+    if what != "components" and not not_there(folder):
+        yield pipeline.NAME, _pipeline
 
 
 def not_there(folder: Folder) -> list[str]:
@@ -135,12 +135,10 @@ def _components(folder: Folder) -> Iterator[tuple[str, Part]]:
         yield reasoner.NAME, _reasoner
 
 
-def missing(folder: Folder, what: str, connect: Connect | None) -> list[str]:
+def missing(folder: Folder, what: str) -> list[str]:
     """What the report cannot speak about."""
     out = []
-    if what == "all" and connect is None:
-        out.append("The pipeline, end to end, is not compared yet.")
-    elif what == "all" and (absent := not_there(folder)):
+    if what == "all" and (absent := not_there(folder)):
         out.append(f"The pipeline is not compared: the folder has no {', '.join(absent)}.")
     if what == "pipeline":
         return out
@@ -228,9 +226,9 @@ def _reasoner(folder: Folder) -> list[Row]:
     return reasoner.check(golden, reasoner.whole(functools.reduce(operator.or_, found), cfg), cfg)
 
 
-def _pipeline(folder: Folder, connect: Connect) -> list[Row]:
+def _pipeline(folder: Folder) -> list[Row]:
     cases = pipeline_cases.cases(pipeline_cases.Facts.of(folder))
-    return pipeline.compare(pipeline_reference.record_all(folder, cases), connect, folder)
+    return pipeline.compare(pipeline_reference.record_all(folder, cases), pipeline_ours.connect, folder)
 
 
 def _load(folder: Folder, cls: type, name: str) -> reference.Load:

@@ -407,7 +407,7 @@ def test_latents_that_do_not_fit_are_refused(world):
     with pytest.raises(ValueError, match="at least 1"):
         decode(world.params, CFG, video_of(1, 1, 2, 2, 8), chunk=0)
     codec = WanCodec(CFG, {}, HIGHEST)
-    with pytest.raises(ValueError, match="the codec takes uint8"):
-        codec.encode(video_of(5, 32, 32, 3))
+    with pytest.raises(ValueError, match="the codec takes \\[frames"):
+        codec.encode(video_of(1, 5, 32, 32, 3))
     with pytest.raises(ValueError, match="the codec takes \\[8,frames"):
         codec.decode(video_of(4, 1, 2, 2))
