@@ -64,8 +64,14 @@ def scheduler(folder: Folder) -> dict | None:
     if folder.scheduler is None:
         return None
     _, line = scheduler_config.of_checkpoint(folder.scheduler, folder.index or {})
-    index = {k: v for k, v in (folder.index or {}).items() if k in ("use_native_flow_schedule", "distilled_sigmas")}
+    index = {k: v for k, v in index_of(folder).items() if k != "default_use_system_prompt"}
     return {"config": folder.scheduler, "index": index, "choice": line}
+
+
+def index_of(folder: Folder) -> dict:
+    """What of the pipeline's index changes numbers."""
+    known = ("use_native_flow_schedule", "distilled_sigmas", "default_use_system_prompt")
+    return {k: v for k, v in (folder.index or {}).items() if k in known}
 
 
 def prompts(folder: Folder) -> dict | None:

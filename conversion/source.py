@@ -15,7 +15,7 @@ from conversion import manifest
 from conversion.check import ConversionError
 from conversion.folder import EYE, Folder, not_asked, open_folder
 from conversion.initialise import Grown
-from conversion.weights import Selected, Stored, Weights
+from conversion.weights import Merged, Selected, Stored, Weights, place
 from cosmos_jax import checkpoint
 from cosmos_jax.codecs.avae_config import AVAEConfig
 from cosmos_jax.codecs.wan import WanConfig
@@ -36,6 +36,18 @@ class Source:
     naming: str = ""  # of a reasoner's tensors, one of reasoner.NAMINGS
     folder: Folder | None = None  # the PyTorch folder, if it is one
     fresh: dict[str, Any] = field(default_factory=dict)  # what was drawn: seed and paths
+    scheduler: dict | None = None  # scheduler_config.json
+    index: dict = field(default_factory=dict)  # what the pipeline's index says beside it
+    sha256: dict[str, str] = field(default_factory=dict)  # of the files it was imported from
+
+    @property
+    def root(self) -> Path:
+        """Where `files` lie, as in the PyTorch folder."""
+        return self.path / FILES if (self.path / manifest.NAME).is_file() else self.path
+
+    def place(self, part: str, abstract: Mapping) -> dict:
+        """Parameters of an item ("model", "vae", "sound_tokenizer") on their devices: see `weights.place`."""
+        return place(Merged(*(w for name, (_, w) in self.components.items() if item(name) == part)), abstract)
 
 
 def item(component: str) -> str:
@@ -59,7 +71,10 @@ def open_source(path: str | Path, model: ModelConfig | None = None, average: boo
         return _run(path, average)
     found = open_folder(path, model, average)
     components: dict[str, tuple[Any, Weights]] = {k: (c.config, c.weights()) for k, c in found.components.items()}
-    origin = Source(path, found.layout, components, found.files, naming=found.naming, folder=found)
+    origin = Source(
+        path, found.layout, components, found.files, naming=found.naming, folder=found, scheduler=found.scheduler,
+        index=manifest.index_of(found),
+    )  # fmt: skip
     return _grown(origin, model) if found.layout == "transformers" and model is not None else origin
 
 
@@ -94,7 +109,14 @@ def _imported(path: Path) -> Source:
         paths = [tuple(k.split("/")) for k in c["paths"]]
         components[name] = (cfg, Stored({k: stores[c["item"]][k] for k in paths}, c["narrowed"]))
     files = {name: path / FILES / name for name in table["files"]}
-    return Source(path, table["source"]["layout"], components, files, naming=table["source"]["naming"])
+    scheduler, prompts = table["scheduler"] or {}, table["prompts"] or {}
+    index = dict(scheduler.get("index", {}))
+    if prompts.get("stated"):
+        index["default_use_system_prompt"] = prompts["use_system_prompt"]
+    return Source(
+        path, table["source"]["layout"], components, files, naming=table["source"]["naming"],
+        scheduler=scheduler.get("config"), index=index, sha256=table["source"]["sha256"],
+    )  # fmt: skip
 
 
 def _run(path: Path, average: bool | None) -> Source:

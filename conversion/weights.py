@@ -44,6 +44,13 @@ class Weights(abc.ABC):
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
         """The parameter, or one layer of a stacked one; perhaps a strided view of a memory-mapped file."""
 
+    def piece(self, path: Path, at: tuple[slice, ...], dtype) -> np.ndarray:
+        """The part `at` of a parameter, in another dtype, without holding more than a layer beside it."""
+        if path not in self.stacked:
+            return self.read(path)[at].astype(dtype)
+        layers = range(*at[0].indices(self.arrays[path].shape[0]))
+        return np.stack([self.read(path, i)[at[1:]].astype(dtype) for i in layers])
+
     def dtype(self, path: Path, layer: int | None) -> np.dtype:
         """What the source had."""
         return jnp.dtype(self.narrowed.get(_name(path, layer), self.arrays[path].dtype))
@@ -98,6 +105,9 @@ class Stored(Weights):
     def read(self, path: Path, layer: int | None = None) -> np.ndarray:
         x = self.stores[path]
         return (x if layer is None else x[layer]).read().result()
+
+    def piece(self, path: Path, at: tuple[slice, ...], dtype) -> np.ndarray:
+        return self.stores[path][at].read().result().astype(dtype)
 
 
 class Held(Weights):
@@ -176,8 +186,8 @@ def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
             yield coming.popleft().result()
 
 
-def place(weights: Foreign, abstract: Mapping) -> dict:
-    """Parameters straight from PyTorch files, in the dtypes and places of `abstract` (ShapeDtypeStructs, shardings).
+def place(weights: Weights, abstract: Mapping) -> dict:
+    """Parameters straight from the files, in the dtypes and places of `abstract` (ShapeDtypeStructs with shardings).
 
     Only what `abstract` names is read; the part of each device is assembled alone, a layer at a time. ConversionError:
     a missing parameter or another shape.
@@ -188,14 +198,9 @@ def place(weights: Foreign, abstract: Mapping) -> dict:
         if have is None or have.shape != want.shape:
             what = f"has the shape {list(have.shape)}" if have else "is absent"
             raise ConversionError(f"{_name(path)} {what} in the checkpoint, but {list(want.shape)} is asked for.")
-
-        def part(at: tuple[slice, ...]) -> np.ndarray:
-            if path not in weights.stacked:
-                return weights.read(path)[at].astype(want.dtype)
-            layers = range(*at[0].indices(want.shape[0]))
-            return np.stack([weights.read(path, i)[at[1:]].astype(want.dtype) for i in layers])
-
-        return jax.make_array_from_callback(want.shape, want.sharding, part)
+        return jax.make_array_from_callback(
+            want.shape, want.sharding, lambda at: weights.piece(path, at, want.dtype), dtype=want.dtype
+        )
 
     return unflatten_dict({k: one(k, x) for k, x in flatten_dict(dict(abstract)).items()})
 

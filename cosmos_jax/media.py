@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 Target = str | Path | io.BytesIO
 SOUND_RATE = 48_000  # of muxed AAC
+CRF = 16  # of H.264: 0 is lossless, 51 is worst
 
 
 class MediaError(ValueError):
@@ -54,8 +55,9 @@ def write_png(path: Target, image: np.ndarray, scale: int = 1) -> None:
 
 
 def write_mp4(
-    path: Target, video: np.ndarray, fps: float, sound: np.ndarray | None = None, rate: int = 8000, scale: int = 1
-) -> None:
+    path: Target, video: np.ndarray, fps: float, sound: np.ndarray | None = None, rate: int = 8000, scale: int = 1,
+    crf: int = CRF,
+) -> None:  # fmt: skip
     """uint8 [T,H,W,3] and float32 [2,N] at `rate` Hz → MP4 (H.264, AAC at 48 kHz). Sides are padded to even pixels."""
     video = enlarge(video, scale)
     video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
@@ -63,7 +65,7 @@ def write_mp4(
     with av.open(target, "w", format="mp4") as out:
         picture = cast(av.VideoStream, out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001)))
         picture.height, picture.width, picture.pix_fmt = video.shape[1], video.shape[2], "yuv420p"
-        picture.options = {"crf": "16"}
+        picture.options = {"crf": str(crf)}
         track = out.add_stream("aac", rate=SOUND_RATE, layout="stereo") if sound is not None else None
         for frame in video:
             out.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -86,9 +88,9 @@ def write_wav(path: str | Path, sound: np.ndarray, rate: int) -> None:
         f.writeframes((np.clip(sound, -1, 1).T * 32767).round().astype("<i2").tobytes())
 
 
-def write_actions(path: str | Path, actions: np.ndarray, fps: float) -> None:
-    """Raw actions [rows,width] → JSON with their frame rate."""
-    Path(path).write_text(json.dumps({"fps": fps, "units": "raw", "actions": np.asarray(actions, float).tolist()}))
+def write_actions(path: str | Path, actions: np.ndarray, fps: float, units: str = "raw") -> None:
+    """Actions [rows,width] → JSON with their frame rate and units."""
+    Path(path).write_text(json.dumps({"fps": fps, "units": units, "actions": np.asarray(actions, float).tolist()}))
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -21,7 +21,7 @@ from cosmos_jax.sampling import generate, schedules, text
 from cosmos_jax.step import make_eval_step
 from data_pipelines.packing import Planned, fill, plan, tight_bucket, unpack
 from data_pipelines.request import request_to_sample
-from data_pipelines.sample import Sample
+from data_pipelines.sample import Sample, vision_items
 from data_pipelines.tasks import task
 from data_pipelines.toy_world.samples import ToyAssets
 
@@ -130,7 +130,8 @@ class Pipeline:
 
         cond = batch(planned)
         shapes = {
-            (i, 0): (seed, [s.vision_latents.shape]) for i, (s, seed) in enumerate(zip(samples, seeds, strict=True))
+            (i, 0): (seed, [x.shape for x in vision_items(s)])
+            for i, (s, seed) in enumerate(zip(samples, seeds, strict=True))
         }
         noise = generate.framework_buffers(cond, shapes, self.config.model.patch)
         buffers = generate.sample_latents(

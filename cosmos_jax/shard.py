@@ -98,3 +98,11 @@ def rowwise_shared(f: Callable, rows: tuple, shared: tuple):
         return f(*rows, *shared)
     in_specs = (P(BATCH),) * len(rows) + (P(),) * len(shared)
     return jax.shard_map(f, in_specs=in_specs, out_specs=P(BATCH))(*rows, *shared)
+
+
+def rowwise_cache(f: Callable, *caches):
+    """`rowwise` for keys and values of all layers, [L, B, T, H, d]: rows are axis 1, heads are split over tp."""
+    if no_mesh():
+        return f(*caches)
+    spec = P(None, BATCH, None, "tp")
+    return jax.shard_map(f, in_specs=(spec,) * len(caches), out_specs=spec)(*caches)

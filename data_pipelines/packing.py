@@ -12,9 +12,9 @@ import numpy as np
 
 from data_pipelines import positions
 from data_pipelines.patch_grid import MERGE
-from data_pipelines.sample import Sample, Turn, validate
+from data_pipelines.sample import Sample, Turn, clean_frames, validate, vision_items
 from data_pipelines.schema import MODALITIES, Bucket, SequenceSpec, empty_batch
-from data_pipelines.tasks import ALL, INDEX, task
+from data_pipelines.tasks import INDEX, task
 from data_pipelines.video import VitInput, preprocess, vit_input
 
 STREAMS = ("und", "gen", *MODALITIES, "vit")  # capacities a sample uses, besides one segment
@@ -47,7 +47,10 @@ class Planned:
     gen_positions: np.ndarray  # [3, G]: vision, action, sound
     tokens: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n, features]
     noisy: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n] bool
+    weight: dict[str, np.ndarray] = field(default_factory=dict)  # modality → [n]: 1 / elements of the token's item
+    items: dict[str, int] = field(default_factory=dict)  # modality → number of items
     extent: np.ndarray | None = None  # [V, 2]
+    control_weight: np.ndarray | None = None  # [controls, G]; None = one attention over everything
     vit: VitInput | None = None
     pads: np.ndarray | None = None  # [L] bool: tokens that ViT features replace
 
@@ -60,6 +63,16 @@ class Planned:
             "vit": len(self.vit.patches) if self.vit else 0,
         }  # fmt: skip
 
+    @property
+    def controls(self) -> int:
+        """Attention calls that its weighted controls ask for."""
+        return 0 if self.control_weight is None else len(self.control_weight)
+
+    def add(self, modality: str, tokens: np.ndarray, noisy: np.ndarray, items: Sequence[tuple[int, int]]) -> None:
+        """One stream: its tokens, which of them are noisy, and (tokens, elements) of each of its items."""
+        self.tokens[modality], self.noisy[modality], self.items[modality] = tokens, noisy, len(items)
+        self.weight[modality] = np.concatenate([np.full(n, 1.0 / elements) for n, elements in items])
+
 
 def plan(s: Sample, tokenizer, spec: SequenceSpec, round_fps: bool = True) -> Planned:
     """Tokens, targets, positions and the clean/noisy rule of one sample. ValueError as in `sample.validate`.
@@ -70,32 +83,61 @@ def plan(s: Sample, tokenizer, spec: SequenceSpec, round_fps: bool = True) -> Pl
     row = task(s.task)
     if not row.generates:
         return _plan_reason(s, tokenizer, spec)
-    ids = np.asarray(tokenizer.generation_ids(s.prompt), np.int32)
+    ids = np.asarray(tokenizer.generation_ids(s.prompt, s.system), np.int32)
     origin = positions.start_of_generation(len(ids), spec)
     fps = positions.conditioning_fps(s.fps, round_fps)
-    c, t, h, w = s.vision_latents.shape
-    p = spec.patch
-    rows, cols = -(-h // p), -(-w // p)
-    clean = t if row.clean_frames == ALL else row.clean_frames
     out = Planned(s, ids, np.full(len(ids), -1, np.int32), positions.text(len(ids)), np.zeros((3, 0), np.float32))
-    places = [positions.vision(t, rows, cols, origin, fps, spec)]
-    out.tokens["vision"] = patchify(s.vision_latents, p)
-    out.noisy["vision"] = np.repeat(np.arange(t) >= clean, rows * cols)
-    edge = [np.minimum(p, n - p * np.arange(-(-n // p))) for n in (h, w)]
-    grid = np.stack(np.meshgrid(*edge, indexing="ij"), -1).reshape(1, -1, 2)
-    out.extent = np.repeat(grid, t, 0).reshape(-1, 2)
+    places = _plan_vision(out, origin, fps, spec)
     if s.actions is not None:
         n, width = s.actions.shape
-        places.append(positions.action(n, origin, fps, spec))
-        out.tokens["action"] = np.pad(s.actions, ((0, 0), (0, spec.action_dim - width)))
-        out.noisy["action"] = np.full(n, row.action == "noisy")
+        places.append(positions.action(n, origin, fps, spec, s.action_start))
+        noisy = (np.arange(n) >= s.clean_actions) & (row.action == "noisy")
+        out.add("action", np.pad(s.actions, ((0, 0), (0, spec.action_dim - width))), noisy, [(n, n * width)])
     if s.sound_latents is not None:
         n = s.sound_latents.shape[1]
         places.append(positions.sound(n, origin, spec))
-        out.tokens["sound"] = s.sound_latents.T
-        out.noisy["sound"] = np.ones(n, bool)
+        out.add("sound", s.sound_latents.T, np.full(n, row.sound != "clean"), [(n, s.sound_latents.size)])
     out.gen_positions = np.concatenate(places, 1)
+    if len(s.weights) > 1:  # one control: the same as one attention over everything
+        out.control_weight = _control_weight(s.weights, places, out.gen_positions.shape[1])
     return out
+
+
+def _plan_vision(out: Planned, origin: float, fps: float, spec: SequenceSpec) -> list[np.ndarray]:
+    """Every vision item of the sample, the target last; returns the positions of each.
+
+    Controls lie where the target lies; a source image comes before it in time (spec model.md §4.4).
+    """
+    s, p = out.sample, spec.patch
+    places, parts, noisy, extents, items = [], [], [], [], []
+    conditions = [*(range(x.shape[1]) for x in s.context), clean_frames(s)]
+    for x, clean in zip(vision_items(s), conditions, strict=True):
+        _, t, h, w = x.shape
+        rows, cols = -(-h // p), -(-w // p)
+        places.append(positions.vision(t, rows, cols, origin, fps, spec))
+        if task(s.task).context == "source":
+            origin = positions.after(places[-1])
+        parts.append(patchify(x, p))
+        noisy.append(np.repeat(~np.isin(np.arange(t), list(clean)), rows * cols))
+        edge = [np.minimum(p, n - p * np.arange(-(-n // p))) for n in (h, w)]
+        grid = np.stack(np.meshgrid(*edge, indexing="ij"), -1).reshape(1, -1, 2)
+        extents.append(np.repeat(grid, t, 0).reshape(-1, 2))
+        items.append((t * rows * cols, x.size))
+    out.add("vision", np.concatenate(parts), np.concatenate(noisy), items)
+    out.extent = np.concatenate(extents)
+    return places
+
+
+def _control_weight(weights: Sequence[float], places: Sequence[np.ndarray], gen: int) -> np.ndarray:
+    """[controls, gen] float32: a control takes part in its own attention alone, everything else in all, weighted."""
+    share = np.asarray(weights, np.float64) / np.sum(weights)
+    out = np.repeat(share[:, None], gen, 1)
+    at = 0
+    for i in range(len(weights)):
+        n = places[i].shape[1]
+        out[:, at : at + n] = np.eye(len(weights))[:, i : i + 1]
+        at += n
+    return out.astype(np.float32)
 
 
 def _plan_reason(s: Sample, tokenizer, spec: SequenceSpec) -> Planned:
@@ -139,6 +181,11 @@ def check_fits(p: Planned, bucket: Bucket) -> None:
                 f"sample {p.sample.sample_id} ({p.sample.task}) needs {n} {k} slots, but data.bucket.{k} is "
                 f"{getattr(bucket, k)}; raise it or shorten the sample."
             )
+    if p.controls > bucket.controls:
+        raise ValueError(
+            f"sample {p.sample.sample_id} ({p.sample.task}) weighs {p.controls} controls, but data.bucket.controls is "
+            f"{bucket.controls}; raise it or leave out `weights`."
+        )
 
 
 @dataclass
@@ -255,6 +302,10 @@ def _fill_segment(batch, b: int, n: int, p: Planned, at: dict, starts: dict, fra
     gen = slice(at["gen"], at["gen"] + p.size["gen"])
     batch["gen_segment_ids"][b, gen] = n
     batch["gen_positions"][b, :, gen] = p.gen_positions
+    if p.control_weight is None:
+        batch["control_weight"][b, :1, gen] = 1.0  # beside weighted ones: one attention over everything
+    else:
+        batch["control_weight"][b, : p.controls, gen] = p.control_weight
     place = at["gen"]
     for i, m in enumerate(MODALITIES):
         if m not in p.tokens:
@@ -266,27 +317,25 @@ def _fill_segment(batch, b: int, n: int, p: Planned, at: dict, starts: dict, fra
         batch[f"{m}_segment_ids"][b, rows] = n
         batch[f"{m}_token_ids"][b, rows] = np.arange(count)
         batch["gen_source"][b, place : place + count] = starts[m] + np.arange(rows.start, rows.stop)
-        batch["segment_items"][b, n, i] = 1
+        batch["segment_items"][b, n, i] = p.items[m]
+        batch[f"{m}_weight"][b, rows] = p.weight[m]
         if m == "vision":
             batch["vision_extent"][b, rows] = p.extent
-            elements = s.vision_latents.size
         elif m == "action":
             batch["action_width"][b, rows], batch["action_domain"][b, rows] = s.actions.shape[1], s.domain
-            elements = s.actions.size
-        else:
-            elements = p.tokens[m].size
-        batch[f"{m}_weight"][b, rows] = 1.0 / elements
         at[m], place = rows.stop, place + count
     at["gen"] = place
 
 
 def tight_bucket(planned: Iterable[Planned], rows: int, round_to: int = 32) -> Bucket:
     """The bucket for one sample per row: each capacity is the largest need, rounded up to spare recompilations."""
-    need = dict.fromkeys(STREAMS, 0)
+    need, controls = dict.fromkeys(STREAMS, 0), 0
     for p in planned:
+        controls = max(controls, p.controls)
         for k, n in p.size.items():
             need[k] = max(need[k], n)
-    return Bucket(rows=rows, segments=1, **{k: -(-n // round_to) * round_to for k, n in need.items()})
+    need = {k: -(-n // round_to) * round_to for k, n in need.items()}
+    return Bucket(rows=rows, segments=1, **need, controls=controls)
 
 
 def one_per_row(planned: Sequence[Planned], spec: SequenceSpec, rows: int | None = None) -> dict[str, np.ndarray]:
@@ -296,14 +345,19 @@ def one_per_row(planned: Sequence[Planned], spec: SequenceSpec, rows: int | None
 
 
 def unpack(buffers: dict[str, np.ndarray], batch: dict, b: int, n: int, s: Sample, spec: SequenceSpec) -> dict:
-    """Buffers like `*_x0` → the arrays of segment n in row b: vision [C,T,h,w], action [rows,width], sound [Ds,T]."""
+    """Buffers like `*_x0` → the arrays of segment n in row b: vision [C,T,h,w], action [rows,width], sound [Ds,T].
+
+    Of several vision items, the target. Actions with their clean rows.
+    """
     out = {}
     for m, x in buffers.items():
         tokens = np.asarray(x)[b][np.asarray(batch[f"{m}_segment_ids"])[b] == n]
         if not len(tokens):
             continue
         if m == "vision":
-            out[m] = unpatchify(tokens, s.vision_latents.shape, spec.patch)
+            _, t, h, w = s.vision_latents.shape
+            target = t * -(-h // spec.patch) * -(-w // spec.patch)
+            out[m] = unpatchify(tokens[-target:], s.vision_latents.shape, spec.patch)
         elif m == "action":
             out[m] = tokens[:, : s.actions.shape[1]]
         else:

@@ -43,8 +43,13 @@ def vision(frames: int, rows: int, cols: int, origin: float, fps: float, spec: S
     return np.stack([g.reshape(-1) for g in grid])
 
 
+def after(where: np.ndarray) -> float:
+    """Where the next vision item of a sample starts: past the largest position on any axis, at a whole number."""
+    return float(np.ceil(where.max()) + 1)
+
+
 def action(rows: int, origin: float, fps: float, spec: SequenceSpec, start: int = 1) -> np.ndarray:
-    """Row j at origin + (j + start)·6/fps: the end of video interval j. [3, rows]."""
+    """Row j at origin + (j + start)·6/fps: with start 1, the end of video interval j. [3, rows]."""
     return _line(temporal(np.arange(rows) + start, fps, spec.base_fps / spec.temporal_factor, origin))
 
 

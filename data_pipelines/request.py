@@ -57,6 +57,9 @@ def request_to_sample(
         raise ValueError(f"{name}: got both an image and a video; pass one of them.")
     if not row.generates:
         return _question(row, prompt, image, video, actions, spec, canvas, fps or canvas.fps, sample_id)
+    if row.context != "none" or row.sound == "clean":
+        given = {"source": "a source image", "controls": "control videos", "none": "a sound track"}[row.context]
+        raise ValueError(f"{name}: starts from {given}, which a toy model was not trained on.")
     if not prompt and (row.clean_frames == 0 or row.prompt == "instruction"):
         raise ValueError(f"{name}: needs a prompt (a {row.prompt}).")
     if (row.action == "clean") != (actions is not None):

@@ -58,6 +58,7 @@ class Bucket:
     sound: int  # S
     segments: int  # N: most samples per row
     vit: int = 0  # P: ViT patches per row (a multiple of 4)
+    controls: int = 0  # C: most weighted controls of a sample; each costs an attention call
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ FIELDS: dict[str, Field] = {
     "gen_positions": Field(("B", "3", "G"), np.float32, 0.0),
     "gen_segment_ids": Field(("B", "G"), np.int32, PAD),
     "gen_source": Field(("B", "G"), np.int32, PAD),
+    "control_weight": Field(("B", "C", "G"), np.float32, 0.0),
     "vision_extent": Field(("B", "V", "2"), np.int32, 0),
     "action_width": Field(("B", "A"), np.int32, 0),
     "action_domain": Field(("B", "A"), np.int32, 0),
@@ -112,6 +114,7 @@ def field_shape(name: str, bucket: Bucket, spec: SequenceSpec) -> tuple[int, ...
         "S": bucket.sound if spec.sound_dim else 0,
         "N": bucket.segments,
         "P": bucket.vit if spec.vit_patch else 0,
+        "C": bucket.controls,
         "Fv": spec.patch_dim,
         "Fa": spec.action_dim,
         "Fs": spec.sound_dim,

@@ -18,12 +18,13 @@ class Task:
     vision: str  # none | image (one frame) | video
     clean_frames: int  # leading latent frames that are conditions; ALL = every one
     action: str  # none | clean | noisy
-    sound: str  # none | noisy | optional (noisy when the sample has it)
+    sound: str  # none | clean | noisy | optional (noisy when the sample has it)
     prompt: str  # question | caption | instruction
     steps: int = 0  # sampling defaults; 0 = the task denoises nothing
     guidance: float = 1.0
     shift: float = 1.0
     summary: str = ""
+    context: str = "none"  # clean vision items before the target: none | source (one image) | controls (its own shape)
 
     @property
     def generates(self) -> bool:
@@ -45,6 +46,10 @@ TABLE: tuple[Task, ...] = (
     Task("forward_dynamics", "video", 1, "clean", "none", "caption", 30, 1.0, 10.0, "what these actions will do"),
     Task("inverse_dynamics", "video", ALL, "noisy", "none", "caption", 30, 1.0, 10.0, "the actions behind a clip"),
     Task("policy", "video", 1, "noisy", "none", "instruction", 30, 1.0, 10.0, "act, and imagine the outcome"),
+    Task("image2image", "image", 0, "none", "none", "instruction", 35, 6.0, 5.0, "an image, edited", "source"),
+    Task("transfer", "video", 0, "none", "none", "caption", 35, 3.0, 10.0, "a clip that follows controls", "controls"),
+    Task("sound2video", "video", 0, "none", "clean", "caption", 35, 6.0, 10.0, "a clip that goes with a sound"),
+    Task("video2sound", "video", ALL, "none", "noisy", "caption", 35, 6.0, 10.0, "the sound of a clip"),
 )
 INDEX = {t.name: i for i, t in enumerate(TABLE)}
 
@@ -61,8 +66,10 @@ def task(name: str) -> Task:
 def describe() -> str:
     """The table in plain text: one line per task."""
     frames = {0: "all noisy", ALL: "all clean"}
-    lines = [f"{'task':18} {'vision':7} {'video latents':16} {'action':7} {'sound':9} {'prompt':12} what it does"]
+    streams = f"{'context':9} {'vision':7} {'video latents':16} {'action':7} {'sound':9}"
+    lines = [f"{'task':18} {streams} {'prompt':12} what it does"]
     for t in TABLE:
         clean = frames.get(t.clean_frames, f"first {t.clean_frames} clean") if t.generates else "-"
-        lines.append(f"{t.name:18} {t.vision:7} {clean:16} {t.action:7} {t.sound:9} {t.prompt:12} {t.summary}")
+        streams = f"{t.context:9} {t.vision:7} {clean:16} {t.action:7} {t.sound:9}"
+        lines.append(f"{t.name:18} {streams} {t.prompt:12} {t.summary}")
     return "\n".join(lines)

@@ -106,9 +106,10 @@ class ChatTokenizer:
         turns = [Turn(role, (text,)) for role, text in messages]
         return self.conversation(turns, add_generation_prompt).ids.tolist()
 
-    def generation_ids(self, prompt: str) -> list[int]:
-        """The text split of a sample that generates: chat(prompt), eos, <|vision_start|>."""
-        return [*self.chat([("user", prompt)]), self.eos, self.vision_start]
+    def generation_ids(self, prompt: str, system: str | None = None) -> list[int]:
+        """The text split of a sample that generates: chat(system if there is one, prompt), eos, <|vision_start|>."""
+        turns = [("user", prompt)] if system is None else [("system", system), ("user", prompt)]
+        return [*self.chat(turns), self.eos, self.vision_start]
 
     def conversation(
         self, turns: Sequence[Turn], add_generation_prompt: bool = True, video_wrapper: bool = False

@@ -8,12 +8,12 @@ import numpy as np
 from cosmos_jax.config import Config, DataConfig, EvalConfig, ModelConfig, VisionConfig
 from data_pipelines.action import ActionStats
 from data_pipelines.schema import Bucket
-from data_pipelines.tasks import TABLE, task
+from data_pipelines.tasks import task
 from data_pipelines.tokenizer import ChatTokenizer
 from data_pipelines.toy_world import codecs
 from data_pipelines.toy_world.env import PolicyEnv
 from data_pipelines.toy_world.episodes import CAPTION_REQUEST, make_episode
-from data_pipelines.toy_world.samples import ToyAssets
+from data_pipelines.toy_world.samples import TASKS, ToyAssets
 from data_pipelines.toy_world.stream import SPLITS
 
 CONFIG = Config(
@@ -23,7 +23,7 @@ CONFIG = Config(
         vision=VisionConfig(layers=1, hidden=32, heads=2, mlp=32, patch=8, grid=8, deepstack=()),
     ),
     data=DataConfig(
-        episodes=60, eval_episodes=14, look_ahead=8, mixture=tuple((t.name, 1.0) for t in TABLE),
+        episodes=60, eval_episodes=14, look_ahead=8, mixture=tuple((t.name, 1.0) for t in TASKS),
         bucket=Bucket(rows=4, und=256, gen=320, vision=320, action=64, sound=128, segments=6, vit=512),
     ),
     evaluate=EvalConfig(samples=12, questions=40, rollouts=6, chunks=2),

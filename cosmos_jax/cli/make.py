@@ -5,9 +5,6 @@ In: options. Out: PNG, MP4 with sound, WAV, JSON actions, and run.json: all that
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +14,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from cosmos_jax import media
+from cosmos_jax import media, outputs
 from cosmos_jax.cli.options import config_of, require
 from cosmos_jax.config import ConfigError
-from cosmos_jax.pipeline import CANVAS, CHECKPOINTS, Generated, Pipeline
+from cosmos_jax.pipeline import CANVAS, CHECKPOINTS, Pipeline
 from cosmos_jax.sampling import schedules
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import task
@@ -103,28 +100,12 @@ def _generate(pipeline: Pipeline, sample: Sample, options, where: Path, settings
         made = pipeline.generate([sample], progress=lambda _: progress.update(bar, advance=1), **settings)[0]
     seconds = time.perf_counter() - begin
     out = Path(options.out)
-    files = write(out, sample, made, options.scale)
+    files = outputs.write(
+        out, video=made.video, sound=made.sound, actions=made.actions, fps=sample.fps, rate=CANVAS.sound_rate,
+        scale=options.scale,
+    )  # fmt: skip
     _record(out, options, where, used, defaults, files, seconds)
     console.print(f"Wrote {', '.join(files)} and run.json to {out} in {seconds:.1f} s, compilation included.")
-
-
-def write(out: Path, sample: Sample, made: Generated, scale: int = 1) -> list[str]:
-    """Everything that was made, as image.png or video.mp4 (with its sound), sound.wav, actions.json. Their names."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    if made.video is not None and len(made.video) == 1:
-        files.append("image.png")
-        media.write_png(out / files[-1], made.video[0], scale)
-    elif made.video is not None:
-        files.append("video.mp4")
-        media.write_mp4(out / files[-1], made.video, sample.fps, made.sound, CANVAS.sound_rate, scale)
-    if made.sound is not None:
-        files.append("sound.wav")
-        media.write_wav(out / files[-1], made.sound, CANVAS.sound_rate)
-    if made.actions is not None:
-        files.append("actions.json")
-        media.write_actions(out / files[-1], made.actions, sample.fps)
-    return files
 
 
 def _answer(pipeline: Pipeline, sample: Sample, options, where: Path, out: Path | None) -> None:
@@ -133,22 +114,19 @@ def _answer(pipeline: Pipeline, sample: Sample, options, where: Path, out: Path 
     print(answer)
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "answer.txt").write_text(answer + "\n")
+    files = outputs.write(out, text=answer)
     used = pipeline.applied["reason"] | {"prompt": sample.prompt, "fps": sample.fps}
     defaults = [k for k in used if getattr(options, k, None) is None]
-    _record(out, options, where, used, defaults, ["answer.txt"], time.perf_counter() - begin)
+    _record(out, options, where, used, defaults, files, time.perf_counter() - begin)
 
 
 def _record(out: Path, options, where: Path, used: dict, defaults: list[str], files: list[str], seconds: float) -> None:
     """Write run.json."""
-    versions = {n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "flax", "numpy", "av")}
     report = {
         "task": options.task, "checkpoint": str(where), "params": options.params, **used, "defaults": defaults,
-        "inputs": {k: v for k in INPUTS if (v := getattr(options, k))}, "files": files, "seconds": round(seconds, 3),
-        "versions": {"python": sys.version.split()[0], **versions},
+        "inputs": {k: v for k in INPUTS if (v := getattr(options, k))}, "seconds": round(seconds, 3),
     }  # fmt: skip
-    (out / "run.json").write_text(json.dumps(report, indent=1) + "\n")
+    outputs.record(out, report, files)
 
 
 def sampler(config, assets, workdir: Path) -> Callable[[int, dict], None]:

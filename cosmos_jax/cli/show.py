@@ -58,9 +58,14 @@ def tokens(t: Task, config: Config) -> str:
     clean = latent_frames if t.clean_frames == ALL else t.clean_frames
     counts = {"clean": clean * per_frame, "noisy": (latent_frames - clean) * per_frame}
     parts = ["vision " + " + ".join(f"{n:,} {k}" for k, n in counts.items() if n)]
+    if t.context != "none":
+        item = f"vision {latent_frames * per_frame:,} clean"
+        parts.insert(0, f"{item} (the source)" if t.context == "source" else f"{item} for each control")
     if t.action != "none" and spec.action_dim:
         parts.append(f"action {frames - 1} {t.action}")
     if t.sound != "none" and spec.sound_dim:
         n = math.ceil(frames / fps * spec.sound_latent_fps - 1e-6)
-        parts.append(f"sound {n} noisy" + (", if wanted" if t.sound == "optional" else ""))
+        parts.append(
+            f"sound {n} {'clean' if t.sound == 'clean' else 'noisy'}" + (", if wanted" if t.sound == "optional" else "")
+        )
     return "und: L    gen: " + " | ".join(parts)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from cosmos_jax.config import Config
-from data_pipelines.sample import Sample
-from data_pipelines.tasks import ALL, task
+from data_pipelines.sample import Sample, clean_frames
+from data_pipelines.tasks import task
 from data_pipelines.toy_world.episodes import Episode
 from data_pipelines.toy_world.samples import Encoded, make_sample
 from data_pipelines.toy_world.stream import StreamSource, held_out
@@ -55,14 +55,19 @@ def _mean(value) -> float:
 
 def blank(s: Sample) -> Sample:
     """The sample with zeros for everything that its task asks the model to make."""
-    rule, x = task(s.task), s.vision_latents.copy()
-    if rule.clean_frames != ALL:
-        x[:, rule.clean_frames :] = 0
+    rule, x = task(s.task), np.zeros_like(s.vision_latents)
+    clean = list(clean_frames(s))
+    x[:, clean] = s.vision_latents[:, clean]
+    actions = s.actions
+    if rule.action == "noisy":
+        actions = np.zeros_like(s.actions)
+        actions[: s.clean_actions] = s.actions[: s.clean_actions]
+    makes_sound = s.sound_latents is not None and rule.sound != "clean"
     return dataclasses.replace(
         s,
         vision_latents=x,
-        sound_latents=None if s.sound_latents is None else np.zeros_like(s.sound_latents),
-        actions=np.zeros_like(s.actions) if rule.action == "noisy" else s.actions,
+        sound_latents=np.zeros_like(s.sound_latents) if makes_sound else s.sound_latents,
+        actions=actions,
     )
 
 

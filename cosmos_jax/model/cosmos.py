@@ -84,12 +84,13 @@ def _model(params: dict, cfg: ModelConfig) -> Cosmos:
 
 JOBS = {  # what of the parameters a job needs: tops of the tree, and the towers of its layers
     "reasoner": (("embed_tokens", "norm_und", "lm_head", "vit"), ("und",)),
+    "captions": (("embed_tokens", "norm_und"), ("und",)),  # their keys and values: `und` without pictures
     "generator": (("io", "norm_gen"), ("gen",)),  # after the prompt's keys and values are cached: `gen`
 }
 
 
 def part(tree: dict, job: str) -> dict:
-    """The branches of a tree of parameters (or shapes, or axes) that a job needs: "reasoner" or "generator"."""
+    """The branches of a tree of parameters (or shapes, or axes) that a job of `JOBS` needs."""
     tops, towers = JOBS[job]
     kept = {k: v for k, v in tree.items() if k in tops}
     return kept | {"layers": {k: v for k, v in tree["layers"].items() if k in towers}}

@@ -22,6 +22,7 @@ KINDS = {  # what a token is → colour
     "vision, noisy": "#2557d6",
     "action, clean": "#f7b267",
     "action, noisy": "#d9480f",
+    "sound, clean": "#8ce99a",
     "sound, noisy": "#2b8a3e",
     "padding": "#e4e7ec",
 }

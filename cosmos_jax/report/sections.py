@@ -24,8 +24,8 @@ from data_pipelines.loader import Loader, episodes
 from data_pipelines.packing import fill, plan, tight_bucket
 from data_pipelines.schema import MODALITIES
 from data_pipelines.tasks import ALL as EVERY
-from data_pipelines.tasks import TABLE, Task
-from data_pipelines.toy_world.samples import ToyAssets, ToySamples, make_sample
+from data_pipelines.tasks import Task
+from data_pipelines.toy_world.samples import TASKS, ToyAssets, ToySamples, make_sample
 from data_pipelines.toy_world.stream import held_out
 
 UNKNOWN = "unknown"
@@ -125,7 +125,7 @@ def _parts(parts: dict) -> str:
 def made(run: Run) -> str:
     """Every task's examples, or why there are none."""
     out = ["<p>Clips loop without sound; those with a sound track start when you press play.</p>"]
-    for t in TABLE:
+    for t in (t for t in TASKS if t.name in EXAMPLES):
         how = ", ".join(f"{k} {v}" for k, v in run.facts.get("sampling", {}).get(t.name, {}).items())
         out.append(
             f'<h3 id="task-{t.name}">{t.name}</h3><p class="soft">{escape(t.summary)}{_given(t)} <i>{how}</i></p>'
@@ -186,7 +186,7 @@ def tokens(run: Run) -> str:
         f"<p>{layout.key()}</p>"
     ]
     items = []
-    for t in TABLE:
+    for t in TASKS:
         try:
             p = plan(make_sample(assets.encode(episode), t.name), assets.tokenizer, spec)
         except ValueError as e:  # a model without sound or actions

@@ -12,13 +12,14 @@ import numpy as np
 
 from data_pipelines.action import ActionStats
 from data_pipelines.sample import Sample
-from data_pipelines.tasks import task
+from data_pipelines.tasks import TABLE, task
 from data_pipelines.tokenizer import ChatTokenizer
 from data_pipelines.toy_world import codecs
 from data_pipelines.toy_world.episodes import CAPTION_REQUEST, Episode
 from data_pipelines.toy_world.sound import RATE
 from data_pipelines.toy_world.stream import StreamSource
 
+TASKS = tuple(t for t in TABLE if t.context == "none")  # the toy draws no controls and edits no images
 DOMAIN = 8  # the single-arm layout of DROID (spec model.md §8.1)
 REASON_FRAMES = (0, 4, 8, 16)  # what the reasoner looks at: two pairs
 
@@ -105,11 +106,15 @@ def make_sample(
 ) -> Sample:
     """The sample of task `name`. `prompt` overrides the caption or instruction; `question` is (question, answer)."""
     row = task(name)
+    if row not in TASKS:
+        raise ValueError(
+            f"{name}: the toy world has no samples of it; choose among {', '.join(t.name for t in TASKS)}."
+        )
     if not row.generates:
         q, a = question or (CAPTION_REQUEST, e.caption)
         return Sample(name, q, sample_id, answer=a, fps=e.fps, frames=e.frames, frame_times=reason_times(e.fps))
     text = e.instruction if row.prompt == "instruction" else e.caption
-    sound = row.sound == "noisy" or (row.sound == "optional" and with_sound)
+    sound = row.sound in ("clean", "noisy") or (row.sound == "optional" and with_sound)
     return Sample(
         name,
         text if prompt is None else prompt,

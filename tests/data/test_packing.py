@@ -9,15 +9,19 @@ from data import toy
 
 from data_pipelines.packing import Packer, fill, patchify, plan, tight_bucket, unpack, unpatchify
 from data_pipelines.schema import MODALITIES, PAD, Bucket
-from data_pipelines.tasks import TABLE
 from data_pipelines.toy_world.codecs import CHANNELS
+from data_pipelines.toy_world.samples import TASKS
 
 
 def planned(n: int, seed: int = 0):
     rng = np.random.RandomState(seed)
-    names = [t.name for t in TABLE]
+    names = [t.name for t in TASKS]
     return [
-        plan(toy.sample(names[rng.randint(9)], int(rng.randint(8)), sample_id=i), toy.assets().tokenizer, toy.spec())
+        plan(
+            toy.sample(names[rng.randint(len(names))], int(rng.randint(8)), sample_id=i),
+            toy.assets().tokenizer,
+            toy.spec(),
+        )
         for i in range(n)
     ]
 

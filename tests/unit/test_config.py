@@ -11,6 +11,7 @@ from cosmos_jax.cli.options import parse, read_config
 from cosmos_jax.config import Config, ConfigError, SampleConfig, from_dict, to_dict
 from cosmos_jax.model import cosmos
 from cosmos_jax.pipeline import Pipeline
+from cosmos_jax.report.examples import EXAMPLES
 from data_pipelines.tasks import INDEX
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,8 +39,8 @@ def test_released_models_have_their_parameters(name, count):
     assert sum(x.size for x in jax.tree.leaves(cosmos.abstract(model))) == count
 
 
-def test_the_toy_trains_every_task():
-    assert {t for t, share in read("toy").data.mixture if share > 0} == set(INDEX)
+def test_the_toy_trains_every_task_that_the_report_shows():
+    assert {t for t, share in read("toy").data.mixture if share > 0} == set(EXAMPLES)
 
 
 def test_overrides_of_every_kind():
@@ -50,7 +51,7 @@ def test_overrides_of_every_kind():
     )  # fmt: skip
     assert (config.model.layers, config.optim.lr, config.flow.shift_video) == (2, 1e-4, 3.0)
     assert config.model.rope_sections == (4, 6, 6)
-    assert dict(config.data.mixture)["reason"] == 9.0 and len(config.data.mixture) == len(INDEX)
+    assert dict(config.data.mixture)["reason"] == 9.0 and len(config.data.mixture) == len(EXAMPLES)
     assert config.data.bucket.rows == 2 and config.model.vision.layers == 1
     assert config.optim.frozen == ("vit",) and config.train.tensorboard is False and config.sample.solver == "euler"
 

@@ -10,7 +10,7 @@ from cosmos_jax.loss import loss_fn
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
 from data_pipelines.packing import Packer, fill, plan, tight_bucket
-from data_pipelines.tasks import TABLE
+from data_pipelines.toy_world.samples import TASKS
 
 
 def test_packing_changes_neither_loss_nor_gradient():
@@ -18,11 +18,11 @@ def test_packing_changes_neither_loss_nor_gradient():
     model = dataclasses.replace(config.model, layers=2)
     config = dataclasses.replace(config, model=model)
     samples = [
-        plan(toy.sample(t.name, i, sample_id=100 + i), toy.assets().tokenizer, toy.spec()) for i, t in enumerate(TABLE)
+        plan(toy.sample(t.name, i, sample_id=100 + i), toy.assets().tokenizer, toy.spec()) for i, t in enumerate(TASKS)
     ]
     bucket = dataclasses.replace(config.data.bucket, rows=4)
     packed = Packer(bucket, 16).batch(iter(samples), toy.spec())
-    assert (packed["segment_sample_id"] >= 0).sum() == len(TABLE)
+    assert (packed["segment_sample_id"] >= 0).sum() == len(TASKS)
     alone = fill([[p] for p in samples], tight_bucket(samples, len(samples)), toy.spec())
     params = jax.tree.map(
         lambda p: p + 0.05 * np.random.RandomState(p.size % 1000).standard_normal(p.shape).astype(np.float32),
