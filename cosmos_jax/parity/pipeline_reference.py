@@ -159,7 +159,7 @@ def _action(request: dict) -> diffusers.CosmosActionCondition:
     path = request.get("action_path")
     return diffusers.CosmosActionCondition(
         mode=MODES.get(mode, mode), chunk_size=request["action_chunk_size"], domain_name=request["domain_name"],
-        resolution_tier=request["image_size"], **{k: v for k, v in request.items() if k == "view_point"},
+        resolution_tier=request["image_size"], view_point=request.get("view_point", "ego_view"),
         raw_actions=torch.from_numpy(media.read_actions(path)) if path else None,
         image=shown.get("image"), video=shown.get("video"),
     )  # fmt: skip
