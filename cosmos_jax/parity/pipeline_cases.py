@@ -135,7 +135,7 @@ def actions() -> list[Case]:
             "forward_dynamics",
             dict(ACTION, model_mode="forward_dynamics", domain_name="av", vision_path="clip.mp4",
                  action_path="actions.json"),
-            media=_clip(3, (150, 150)) | {"actions.json": rows("forward", CHUNK - 1, 9)},
+            media=_clip(3, (150, 150)) | {"actions.json": rows("forward", CHUNK, 9)},
         ),
         Case(
             "inverse_dynamics",

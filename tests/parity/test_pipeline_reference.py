@@ -16,6 +16,15 @@ from data_pipelines.tokenizer import ChatTokenizer
 FAMILIES = ("nano", "edge", "distilled")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are so small that PyTorch's threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """family → its folder, opened."""
