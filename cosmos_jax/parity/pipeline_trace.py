@@ -175,4 +175,6 @@ def masked(result: Any, t: Trace) -> Latents:
     out = {m: bare(m, reference.numpy(found[m][-1])) for m in t.noisy}
     for m, noisy in t.noisy.items():
         out[m] = out[m] * np.expand_dims(noisy, tuple(i for i in range(out[m].ndim) if i != AXIS[m]))
+    if "action" in out:  # the pipeline keeps those channels at 0
+        out["action"] = out["action"] * (t.latents[0]["action"] != 0).any(0)
     return out
