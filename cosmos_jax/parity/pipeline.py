@@ -125,7 +125,8 @@ def plan_rows(r: Recorded, ours: Ours) -> list[Row]:
 def forced_rows(r: Recorded, k: int, ours: Ours, depth: int) -> list[Row]:
     """Each step alone: the velocities of all branches, and the next latents."""
     t, out = r.traces[k], []
-    for i, (v, after) in enumerate(ours.forced(k, t.latents[:-1], t.context, t.fresh)):
+    steps = ours.forced(k, t.latents[:-1], t.context, t.fresh)
+    for i, (v, after) in zip(range(len(t.timesteps)), steps, strict=True):
         for m in t.latents[0]:
             want, mine = _stack(t.velocities[i], m, t.branches), _stack(v, m, t.branches)
             at: dict[str, Any] = dict(index=i, alone=True, peaks=False)

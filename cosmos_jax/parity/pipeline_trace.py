@@ -44,7 +44,8 @@ class Trace:
     noisy: dict[str, np.ndarray] = field(default_factory=dict)  # modality → bool per frame, row, latent
     context: list[np.ndarray] = field(default_factory=list)  # clean vision items before the target, [C,T,h,w]
     weights: tuple[float, ...] = ()  # of the controls, where each has an attention of its own
-    domain: int | None = None
+    domain: int | None = None  # of the embodiment
+    width: int | None = None  # channels of its actions
     noise: Latents = field(default_factory=dict)  # unit noise, where it is overwritten by conditions too
     fresh: list[Latents] = field(default_factory=list)  # what a stochastic scheduler drew in each step
     sigmas: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -114,6 +115,7 @@ class Probe:
             t.noisy = _noisy(kw, states[0])
             if kw.get("action_domain_ids") is not None:
                 t.domain = int(kw["action_domain_ids"][0])
+                t.width = task._EMBODIMENT_TO_RAW_ACTION_DIM[self.case.request["domain_name"]]
             t.velocities = [{b: masked(r, t) for b, (_, r) in step.items()} for step in calls]
             out.append(t)
         return out
@@ -175,6 +177,6 @@ def masked(result: Any, t: Trace) -> Latents:
     out = {m: bare(m, reference.numpy(found[m][-1])) for m in t.noisy}
     for m, noisy in t.noisy.items():
         out[m] = out[m] * np.expand_dims(noisy, tuple(i for i in range(out[m].ndim) if i != AXIS[m]))
-    if "action" in out:  # the pipeline keeps those channels at 0
-        out["action"] = out["action"] * (t.latents[0]["action"] != 0).any(0)
+    if "action" in out:
+        out["action"][:, t.width :] = 0
     return out

@@ -130,7 +130,9 @@ def test_conditions_are_still_and_channels_of_other_embodiments_are_zero(recorde
                 assert np.abs(last - first).max(initial=0) < 1e-5, name
                 assert not any(np.compress(~noisy, v[b][m], axis).any() for v in t.velocities for b in v), name
     policy = recorded("nano")["policy"].traces[0]
-    assert all(not x["action"][:, 10:].any() and x["action"][:, :10].all() for x in policy.latents)
+    velocities = [v["cond"] for v in [*policy.velocities, *policy.velocities64, *policy.half.values()]]
+    for x in [*policy.latents, *velocities]:
+        assert not x["action"][:, 10:].any() and x["action"][:, :10].all()
 
 
 def test_velocities_in_other_precisions_belong_to_the_same_latents(recorded):
