@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,16 @@ class Request:
         self.bundle, self.params = bundle, params
         how = How(_convention(json.loads(path.read_text())), precision, trajectory=True, own_schedule=True)
         (request,) = request_file.read(path)
-        (self.prepared,) = plan(request, bundle, how)
+        (prepared,) = plan(request, bundle, how)
+        assert isinstance(prepared, Prepared)
+        self.prepared = prepared
         self.config, self.precision = bundle.config, precision
         first, _ = self._chunk(0)
         job = first.job()
         self.form = guiding.union(job.forms)
         batches = self._batches(job)
-        self.branches = {NAMES[b]: _branch(batches[b]) for b in self.form}
-        self.noisy = _noisy(job.batch, first.blank)
+        self.branches: Mapping[str, Branch] = {NAMES[b]: _branch(batches[b]) for b in self.form}
+        self.noisy: Mapping[str, np.ndarray] = _noisy(job.batch, first.blank)
         self.domain = first.blank.domain if first.blank.actions is not None else None
         self.sigmas, self.timesteps = job.schedule.sigmas, job.schedule.timesteps
 
