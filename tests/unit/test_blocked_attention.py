@@ -146,7 +146,7 @@ def test_small_sizes_keep_the_reference():
     """The toy (configs/toy.py: 4 rows, 4 heads, 184 queries, 312 keys) trains on the definition, bit for bit."""
     assert attention.form(4, 4, 184, 312) == "whole"
     assert attention.form(2, 32, 2880, 6336) == "blocked"
-    assert "tiles of at most 128" in attention.describe(2, 32, 2880, 6336)
+    assert "tiles of at most 256" in attention.describe(2, 32, 2880, 6336)
     (q, k, v, *_), gen_ids, _ = operands()
     f = lambda q: attention.full_attention(q, k, v, gen_ids, scale=0.35)  # noqa: E731
     assert "while" not in jax.jit(f).lower(q).as_text()
