@@ -14,6 +14,7 @@ import numpy as np
 from cosmos_jax import flops
 from cosmos_jax.bench import ours, work
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.precision import Precision
 
 VELOCITY, LATENTS = 1e-5, 1e-5  # relL2: of either branch before guidance at step 0; after each step on one's own
 Say = Callable[[str], None]
@@ -38,7 +39,7 @@ def run(
 def _size(name, cfg, texts, repeat, them, params, say) -> dict:
     size = work.SIZES[name]
     job = work.job(cfg, size, texts)
-    us = ours.Ours(cfg, job)
+    us = ours.Ours(cfg, job, Precision())
     ids = [b["und_ids"][b["und_segment_ids"] == 0] for b in (job.batch, job.uncond)]
     sigmas, noise = job.schedule.sigmas[:-1].astype(np.float64), job.noise["vision"][0][us.real]
     them.start(ids, (size.t, size.h, size.w), noise, sigmas)
