@@ -32,7 +32,7 @@ from data_pipelines import request_file
 REPLACES = {  # option → key of the request
     "image": "vision_path", "video": "vision_path", "actions": "action_path", "sound_file": "sound_path",
     "prompt": "prompt", "seed": "seed", "steps": "num_steps", "guidance": "guidance", "shift": "shift",
-    "num_frames": "num_frames", "sound": "enable_sound",
+    "num_frames": "num_frames", "sound": "enable_sound", "resolution": "resolution", "aspect_ratio": "aspect_ratio",
 }  # fmt: skip
 NOT_WITH = ("task", "solver", "config", "workdir")
 
