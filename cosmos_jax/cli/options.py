@@ -76,6 +76,7 @@ def _parser() -> _Parser:
             p.add_argument("--out", help="directory for the files")
             p.add_argument("--request", help="an official request file: JSON, or JSONL for several")
             p.add_argument("--media", help="where the files of a request's URLs lie (searched by name)")
+            p.add_argument("--mesh", help="several devices, for example fsdp=4,tp=2 (axes data, fsdp, tp)")
             p.add_argument("--sound_file", help="the sound that a video is made for")
             p.add_argument("--noise", help=".npz of initial noise: vision [C,T,h,w], sound [C,T], action [T,C]")
             p.add_argument("--dump-latents", help=".npz for the final latents, and those after every step")

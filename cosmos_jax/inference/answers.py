@@ -33,6 +33,11 @@ class Question:
         r = self.resolved
         return r.name if len(r.seeds) == 1 else f"{r.name}/{r.seeds.index(self.seed)}"
 
+    @property
+    def sees(self) -> bool:
+        """Whether it shows a picture."""
+        return self.batch["vit_patches"].shape[1] > 0
+
     def answer(self, params: dict) -> str:
         tokenizer = self.bundle.frontend.tokenizer
         ids = text.generate_text(
