@@ -33,7 +33,6 @@ from data_pipelines.packing import unpack
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import task
 
-
 Group = Sequence[Prepared]  # results of one job, a row for each
 
 
