@@ -146,10 +146,10 @@ class Runner:
                 yield m
 
     def answer(self, questions: Sequence[Question]) -> list[Made]:
-        """Words. The reasoner's weights, its eye included, leave afterwards."""
+        """Words. The reasoner's weights, with its eye if there is something to see, leave afterwards."""
         if not questions:
             return []
-        params, out = self.load("reasoner", vision=True), []
+        params, out = self.load("reasoner", vision=any(q.sees for q in questions)), []
         for q in questions:
             with self.phase(f"answering {q.name}", 1):
                 out.append(Made(q, {}, text=q.answer(params)))
