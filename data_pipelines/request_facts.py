@@ -93,7 +93,7 @@ class Resolved:
         keys = {k: dataclasses.asdict(v) if isinstance(v, Hint) else v for k, v in self.request.said.items()}
         own = {k: getattr(self, k) for k in ("task", "height", "width", "frames", "fps", "sound", "seeds")}
         files = {k: str(m.path) for k, m in self.request.media.items()}
-        return keys | own | {"files": files} | {k: list(getattr(self, k)) for k in ("defaults", "notes", "warnings")}
+        return keys | own | {"media": files} | {k: list(getattr(self, k)) for k in ("defaults", "notes", "warnings")}
 
 
 def _placed(part: dict[str, Any], path: Path | None) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def _parser() -> _Parser:
             p.add_argument("--media", help="where the files of a request's URLs lie (searched by name)")
             p.add_argument("--resolution", help="tier of a request: 256, 480, 704, 720, 768")
             p.add_argument("--aspect_ratio", help="of a request: 16,9 and so on")
+            p.add_argument("--mesh", help="several devices, for example fsdp=4,tp=2 (axes data, fsdp, tp)")
             p.add_argument("--sound_file", help="the sound that a video is made for")
             p.add_argument("--noise", help=".npz of initial noise: vision [C,T,h,w], sound [C,T], action [T,C]")
             p.add_argument("--dump-latents", help=".npz for the final latents, and those after every step")

@@ -6,20 +6,24 @@ checked before a weight is (docs/generate.md).
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from cosmos_jax import outputs
+from cosmos_jax import mesh, outputs
 from cosmos_jax.cli.options import require
 from cosmos_jax.config import ConfigError, PrecisionConfig
 from cosmos_jax.inference import noise
+from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.job import How
 from cosmos_jax.inference.requests import Item, lines, plan
@@ -62,7 +66,18 @@ def prepare(options) -> Callable[[], int | None]:
         raise ConfigError(
             f"--noise and --dump-latents are for one result, but {options.request} asks for {len(plans)}."
         )
-    return lambda: _work(options, bundle, how, plans, out)
+    devices = _mesh(options.mesh, bundle, plans)
+    return lambda: _work(options, bundle, how, plans, out, devices)
+
+
+def _mesh(words: str | None, bundle: Bundle, plans: list[Item]) -> jax.sharding.Mesh | None:
+    """What --mesh says, of all devices; None: the first device alone. ConfigError for a mesh that does not fit."""
+    if words is None:
+        return None
+    built = mesh.build(mesh.parse(words))
+    seen = any(isinstance(p, Question) and p.sees for p in plans)
+    mesh.check_model(bundle.config if seen else dataclasses.replace(bundle.config, vision=None), built)
+    return built
 
 
 class _Bars:
@@ -88,9 +103,30 @@ class _Bars:
             self.bars.update(self.at, completed=task.total or 1, total=task.total or 1)
 
 
-def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path) -> None:
+def _work(
+    options, bundle: Bundle, how: How, plans: list[Item], out: Path, devices: jax.sharding.Mesh | None
+) -> None:
     console = Console(soft_wrap=True, highlight=False)
     kept = programs.keep()
+    console.print(_where(devices), markup=False)
+    with contextlib.nullcontext() if devices is None else jax.set_mesh(devices):
+        _make(options, bundle, how, plans, out, console, kept)
+
+
+def _where(devices: jax.sharding.Mesh | None) -> str:
+    """A line about the devices that are used."""
+    first, *others = jax.devices()
+    if devices is not None:
+        sizes = ", ".join(f"{axis} {n}" for axis, n in devices.shape.items() if n > 1) or "one device"
+        return f"mesh: {sizes}; the transformer is divided, the VAEs run on {first}"
+    if others:
+        return f"only {first} of {1 + len(others)} devices is used; --mesh=fsdp={1 + len(others)} divides the weights"
+    return f"device: {first}"
+
+
+def _make(
+    options, bundle: Bundle, how: How, plans: list[Item], out: Path, console: Console, kept: programs.Programs
+) -> None:
     for r in {id(p.resolved): p.resolved for p in plans}.values():
         for line in lines(r):
             console.print(line, markup=False)
@@ -102,7 +138,10 @@ def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path) -> No
         shown = _Bars(bars, console)
         shown.say(f"denoising: {'one call a step, to be watched' if how.watched else 'all steps in one compiled call'}")
         runner = Runner(bundle, how, shown)
-        common = {"checkpoint": bundle.identity(), "compiled programs": str(kept.directory)}
+        common = {
+            "checkpoint": bundle.identity(), "compiled programs": str(kept.directory),
+            "mesh": dict(jax.sharding.get_mesh().shape),  # {}: one device
+        }  # fmt: skip
         for made in runner.run(plans):
             p = made.request
             where = out / p.name if len(plans) > 1 else out

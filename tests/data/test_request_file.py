@@ -212,7 +212,7 @@ def test_warnings_are_the_frameworks(folder):
 def test_the_record_holds_every_value_and_what_was_not_asked(folder):
     record = json.loads(json.dumps(ask(folder, T["url"], media=folder / "good").record()))
     assert record["guidance"] == 6.0 and "guidance" in record["defaults"] and record["extra"] == {"psnr": 14.0}
-    assert record["files"] == {"vision_path": str(folder / "good/picture.png")}
+    assert record["media"] == {"vision_path": str(folder / "good/picture.png")}
 
 
 SENTENCES = [
