@@ -20,6 +20,7 @@ from cosmos_jax import outputs
 from cosmos_jax.cli.options import require
 from cosmos_jax.config import ConfigError, PrecisionConfig
 from cosmos_jax.inference import noise
+from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.job import How
 from cosmos_jax.inference.requests import Item, lines, plan
@@ -44,8 +45,12 @@ def prepare(options) -> Callable[[], int | None]:
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} does not go with --request; the request says what is made.")
     out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out={out} is a file; name a directory.")
+    _can_be_made(out, "out")
+    if options.dump_latents:
+        dump = Path(options.dump_latents)
+        if dump.is_dir():
+            raise ConfigError(f"--dump-latents={dump} is a directory; name a file.")
+        _can_be_made(dump.absolute().parent, "dump-latents")
     bundle = Bundle.open(options.checkpoint)
     how = How(
         options.prompt_convention, resolve(PrecisionConfig(compute=options.precision)),
@@ -62,7 +67,16 @@ def prepare(options) -> Callable[[], int | None]:
         raise ConfigError(
             f"--noise and --dump-latents are for one result, but {options.request} asks for {len(plans)}."
         )
+    if any(isinstance(p, Question) for p in plans) and (how.noise is not None or options.dump_latents):
+        raise ConfigError(f"{options.request} is answered in words; leave out --noise and --dump-latents.")
     return lambda: _work(options, bundle, how, plans, out)
+
+
+def _can_be_made(folder: Path, option: str) -> None:
+    """ConfigError if a file is in the way."""
+    for x in (folder, *folder.parents):
+        if x.exists() and not x.is_dir():
+            raise ConfigError(f"--{option}: {x} is a file, not a directory; name another place.")
 
 
 class _Bars:

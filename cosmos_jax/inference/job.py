@@ -140,7 +140,7 @@ class Prepared:
         return self.resolved.record() | {
             "seed": self.seed, "convention": self.how.convention, "precision": self.how.precision.compute,
             "solver": self.solver, "steps": self.schedule.steps,
-            "guidance": dataclasses.asdict(g),
+            "guidance_applied": dataclasses.asdict(g),
             "noise": "from a file" if self.how.noise else "numpy RandomState of the seed, as cosmos-framework",
             "texts": self.prompts._asdict(),
             "tokens": {
@@ -179,7 +179,8 @@ def prepare(
     )  # fmt: skip
     made.pack()  # plans and validates: whatever is wrong with the sample is said now
     if how.noise is not None:
-        noise.check(how.noise, made.blank, made.spec, len(controls.plan.starts) if controls else 1)
+        draws = 0 if schedule.noise is None else schedule.steps
+        noise.check(how.noise, made.blank, made.spec, len(controls.plan.starts) if controls else 1, draws)
     return made
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
 from cosmos_jax.codecs.wan.codec import pixels
+from cosmos_jax.config import ConfigError
 from cosmos_jax.inference import transfer
 from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import Bundle
@@ -86,7 +87,7 @@ class Runner:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def compile(self, requests: Sequence[Prepared]) -> None:
-        """All programs of the denoising loop, before any weight is read. ValueError if one does not fit."""
+        """All programs of the denoising loop, before any weight is read. ConfigError if one does not fit."""
         if not requests:
             return
         with self.phase("compiling", len(requests)):
@@ -106,7 +107,10 @@ class Runner:
                 whole, b.config, job, precision=how.precision, trajectory=how.trajectory,
                 at_once=1 if how.watched else job.schedule.steps,
             )  # fmt: skip
-            line = made.check()
+            try:
+                line = made.check()
+            except ValueError as e:  # no mistake of ours: nothing has been read or written yet
+                raise ConfigError(str(e)) from e
             self.memory.append(line)
             self.progress.say(f"memory: {line}")
             self._engines[key] = made
@@ -232,7 +236,10 @@ class Runner:
                 self._unpack({n: x[i] for n, x in path.items() if x.size}, job, s) for i in range(job.schedule.steps)
             ]
             steps = {n: np.stack([e[n] for e in each]) for n in each[0]}
-        return Made(p, latents, steps, step_seconds=np.diff(times).tolist())
+        each_took = np.diff(times)
+        if not self.how.watched:  # one call: nobody knows more than the mean
+            each_took = np.full(len(each_took), each_took.mean())
+        return Made(p, latents, steps, step_seconds=each_took.tolist())
 
     def _unpack(self, buffers: dict, job: Job, s: Sample) -> dict[str, np.ndarray]:
         return unpack(buffers, job.batch, 0, 0, s, self.bundle.config.sequence)
