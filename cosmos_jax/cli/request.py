@@ -53,10 +53,13 @@ def prepare(options) -> Callable[[], int | None]:
         _can_be_made(dump.absolute().parent, "dump-latents")
     bundle = Bundle.open(options.checkpoint)
     how = How(
-        options.prompt_convention, resolve(PrecisionConfig(compute=options.precision)),
-        noise.read(options.noise) if options.noise else None, options.dump_latents is not None, options.decode_video,
-        sys.stdout.isatty() if options.progress is None else options.progress == "steps",
-    )  # fmt: skip
+        convention=options.prompt_convention,
+        precision=resolve(PrecisionConfig(compute=options.precision)),
+        noise=noise.read(options.noise) if options.noise else None,
+        trajectory=options.dump_latents is not None,
+        decode_video=options.decode_video,
+        watched=sys.stdout.isatty() if options.progress is None else options.progress == "steps",
+    )
     given = [n for n in ("image", "video") if getattr(options, n)]
     if len(given) > 1:
         raise ConfigError("--image and --video are both given; a request has one vision_path.")

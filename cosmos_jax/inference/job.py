@@ -31,7 +31,7 @@ from data_pipelines.tasks import ALL, task
 ROUND = 16  # slots of a batch are rounded up, so that prompts of nearly the same length share a program
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class How:
     """What the command line decides. convention: of texts, media and schedule ("framework" or "diffusers")."""
 

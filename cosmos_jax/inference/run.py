@@ -176,9 +176,8 @@ class Runner:
         """Keys and values of all captions; with several jobs they wait on the host. The text tower then leaves."""
         if not jobs:
             return []
+        params, out = self.load("captions"), []
         with self.phase("reading captions", len(jobs)):
-            params = self.load("captions")
-            out = []
             for job in jobs:
                 cache = self.engine(job).prefill(params, job)
                 out.append(jax.block_until_ready(cache) if len(jobs) == 1 else jax.device_get(cache))
@@ -265,10 +264,8 @@ class Runner:
 
     def load(self, job: str, vision: bool = False) -> dict:
         """Weights straight from their files to the device."""
-        began = time.perf_counter()
-        params = jax.block_until_ready(self.bundle.load(job, self.how.precision, vision))
-        self.seconds[f"loading {job}"] = time.perf_counter() - began
-        return params
+        with self.phase(f"loading {job}"):
+            return jax.block_until_ready(self.bundle.load(job, self.how.precision, vision))
 
 
 def _merge(reasoner: dict, generator: dict) -> dict:
