@@ -14,7 +14,7 @@ from cosmos_jax.parity import tiny_tokenizer
 
 SIDE = 8  # pixels per side of an und token: two patches of four
 IMAGE = {"shortest_edge": 4 * SIDE**2, "longest_edge": 16 * SIDE**2}  # areas: 4 … 16 tokens
-CLIP = {"shortest_edge": 16 * SIDE**2, "longest_edge": 48 * SIDE**2}  # of all frames together
+CLIP = {"shortest_edge": 8 * SIDE**2, "longest_edge": 48 * SIDE**2}  # of all frames together
 HALF = [0.5, 0.5, 0.5]
 
 

@@ -1,4 +1,4 @@
-"""`generate --request` on eight devices: the latents of one, weights in their shards. Runs itself on eight."""
+"""`generate --request` on eight devices: latents and words of one, weights in their shards. Runs itself on eight."""
 
 import pathlib
 import tempfile
@@ -16,6 +16,7 @@ ASKED = {  # more seeds than rows, fewer seeds than rows, two chunks of one seed
         SCENE, edge={"control_path": "edge.mp4"}, control_guidance=1.5, max_frames=9, num_video_frames_per_chunk=5,
         num_conditional_frames=1,
     ),
+    "words": dict(model_mode="reasoner", prompt="What is in the image?", vision_path="picture.png", max_new_tokens=6),
 }  # fmt: skip
 
 
@@ -51,13 +52,14 @@ def main(scratch: pathlib.Path):
     plans = [p for r in requests for p in plan(r, bundle, how)]
 
     def run():
-        """Name → latents; and (jobs that were denoised, bytes of weights on one device)."""
+        """Name → latents or words; jobs that were denoised; bytes of weights on one device."""
         runner = Runner(bundle, how)
-        out = {made.request.name: made.latents for made in runner.run(plans)}
+        out = {made.request.name: made.text or made.latents for made in runner.run(plans)}
         jobs = [name for name in runner.seconds if name.startswith("denoising")]
         return out, jobs, [e.memory["denoise"].weights for e in runner._engines.values()]
 
     want, alone, whole = run()
+    said = want.pop("words")
     assert len(want) == 7 and len(alone) == 8  # five seeds, a picture, two chunks
     for words, jobs in (("data=2,fsdp=2,tp=2", 5), ("fsdp=8", 4)):
         here = mesh.build(mesh.parse(words))
@@ -66,10 +68,12 @@ def main(scratch: pathlib.Path):
             got, shared, parts = run()
             up = bundle.load("generator", HIGHEST)["layers"]["gen"]["mlp"]["up"]
             assert up.addressable_shards[0].data.size * here.shape["fsdp"] * here.shape["tp"] == up.size
+            table = bundle.load("reasoner", HIGHEST, vision=True)["embed_tokens"]
+            assert table.addressable_shards[0].data.size * here.shape["fsdp"] == table.size
             assert jax.sharding.get_mesh() == here
         assert len(shared) == jobs, shared
         assert max(parts) < min(whole) / 2
-        assert got.keys() == want.keys()
+        assert got.pop("words") == said and got.keys() == want.keys()
         for name, streams in want.items():
             for n, x in streams.items():
                 assert oracle.relative(got[name][n], x)[0] <= 1e-5, (words, name, n)
