@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import shutil
 
 import av
 import numpy as np
