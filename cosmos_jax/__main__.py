@@ -1,4 +1,4 @@
-"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|parity|show …`.
+"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|parity|bench|show …`.
 
 In: words. Out: a trained directory, files, or one sentence that says what is wrong (exit code 2). Every command first
 *prepares*: it reads and checks all that the user gave and returns the work as a function; nothing is compiled before.
@@ -125,6 +125,12 @@ def prepare_parity(options) -> Work:
     return parity.prepare(options.reference, options.out, options.what)
 
 
+def prepare_bench(options) -> Work:
+    from cosmos_jax import bench
+
+    return bench.prepare(options, words.config_of(options).model)
+
+
 def prepare_show(options) -> Work:
     config = words.config_of(options)
 
@@ -143,6 +149,7 @@ PREPARE = {
     "evaluate": prepare_evaluate,
     "convert": prepare_convert,
     "parity": prepare_parity,
+    "bench": prepare_bench,
     "show": prepare_show,
 }
 

@@ -7,6 +7,7 @@ out of it: all that a run needs to know, and its record for run.json.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,11 @@ class Resolved:
         """For run.json: every value, and how it came about."""
         keys = {k: dataclasses.asdict(v) if isinstance(v, Hint) else v for k, v in self.request.said.items()}
         own = {k: getattr(self, k) for k in ("task", "height", "width", "frames", "fps", "sound", "seeds")}
-        files = {k: str(m.path) for k, m in self.request.media.items()}
-        return keys | own | {"media": files} | {k: list(getattr(self, k)) for k in ("defaults", "notes", "warnings")}
+        media = {
+            k: {"path": str(m.path), "sha256": hashlib.sha256(m.path.read_bytes()).hexdigest()}
+            for k, m in self.request.media.items()
+        }
+        return keys | own | {"media": media} | {k: list(getattr(self, k)) for k in ("defaults", "notes", "warnings")}
 
 
 def _placed(part: dict[str, Any], path: Path | None) -> dict[str, Any]:

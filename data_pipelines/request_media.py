@@ -181,6 +181,8 @@ def _video(path: Path, demuxer: str) -> Media:
 
 
 def _sound(path: Path, demuxer: str) -> Media:
+    if demuxer == "wav":
+        _whole_wave(path)
     with av.open(str(path), format=demuxer) as f:
         if not f.streams.audio:
             raise Wrong(f"is {path.name}, which has no sound in it; use a sound file")
@@ -189,6 +191,16 @@ def _sound(path: Path, demuxer: str) -> Media:
     if channels > 2:
         raise Wrong(f"is {path.name} with {channels} channels; mix it down to one or two")
     return Media(path, "sound", 1, fps=float(rate))
+
+
+def _whole_wave(path: Path) -> None:
+    """`Wrong` if a file ends before its header says; FFmpeg would read what is left of it without a word."""
+    with path.open("rb") as f:
+        head = f.read(8)
+    promised, size = int.from_bytes(head[4:], "little") + 8, path.stat().st_size
+    streamed = promised in (8, 7 + 2**32)  # nobody knew the length when the header was written
+    if head[:4] == b"RIFF" and not streamed and size + 1 < promised:  # some writers count a byte of padding
+        raise Wrong(f"is {path.name}, which promises {promised} bytes but holds {size}; copy it again")
 
 
 def _actions(path: Path) -> Media:

@@ -24,6 +24,7 @@ ORDER = [  # a module may import from its own line and the lines above it
     ("cosmos_jax.pipeline", "cosmos_jax.inference"),
     ("cosmos_jax.evaluate", "cosmos_jax.report"),
     ("cosmos_jax.parity",),
+    ("cosmos_jax.bench",),  # calls parity for its PyTorch side, when that is asked for
     ("cosmos_jax.train",),
     ("cosmos_jax.cli",),
     ("cosmos_jax.__main__",),

@@ -64,8 +64,9 @@ def random(cfg: ModelConfig, precision: Precision) -> engine.Load:
 class Ours:
     """One job whose steps are taken one by one."""
 
-    def __init__(self, cfg: ModelConfig, job: Job, precision: Precision = Precision()):
-        self.compiling, self.engine = timed(lambda: engine.build(abstract(cfg, precision), cfg, job, precision=precision))
+    def __init__(self, cfg: ModelConfig, job: Job, precision: Precision):
+        shapes = abstract(cfg, precision)
+        self.compiling, self.engine = timed(lambda: engine.build(shapes, cfg, job, precision=precision))
         self.cfg, self.job, self.precision, self.done = cfg, job, precision, 0
         self.inputs, self.rows = jax.device_put(job.inputs), job.rows
         self.real = job.batch["vision_index"][0] >= 0

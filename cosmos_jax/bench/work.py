@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import pallas_kernels.attention as kernels
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.sampling import schedules
 from cosmos_jax.sampling.generate import Job, framework_buffers
@@ -51,24 +52,32 @@ VERSUS = ModelConfig(
 SCALING = dataclasses.replace(VERSUS, name="scaled-nano-2", layers=2, hidden=512, heads=4, kv_heads=1, mlp=1536)
 
 
+def attention(cfg: ModelConfig, size: Size, texts: tuple[int, int] = TEXTS) -> str:
+    """Which form the generator's attention takes, for a log."""
+    queries = size.tokens(cfg)
+    return kernels.describe(len(texts), cfg.heads, queries, max(texts) + queries)
+
+
 class _Length:
     """A tokenizer whose prompts are their own lengths: "7" is seven tokens."""
 
     vocab = 4096
 
     def generation_ids(self, prompt: str, system: str | None = None) -> np.ndarray:
-        return np.arange(int(prompt)) * 37 % self.vocab
+        return np.arange(int(prompt)) * 37 % min(int(prompt), self.vocab)
 
 
-def job(cfg: ModelConfig, size: Size, texts: tuple[int, int] = TEXTS, *, steps: int | None = None, seed: int = 0) -> Job:
-    """One sample with both guidance branches; schedule and scale are the task's defaults. cfg.vocab ≥ 4096, or less
-    text than that."""
+def job(cfg: ModelConfig, size: Size, texts: tuple[int, int] = TEXTS, steps: int | None = None) -> Job:
+    """One sample with both guidance branches; schedule and scale are the task's defaults.
+
+    texts: tokens of the caption and of the negative one; ids go up to 4095, or to their number if that is less.
+    """
     row, shape = task(size.task), (cfg.latent_channels, size.t, size.h, size.w)
     empty = np.zeros(shape, np.float32)
     samples = [Sample(task=size.task, prompt=str(n), vision_latents=empty, shift=row.shift) for n in texts]
     plans: list[Any] = [plan(s, _Length(), cfg.sequence) for s in samples]
     bucket = tight_bucket(plans, rows=1)
     batch, uncond = (fill([[p]], bucket, cfg.sequence) for p in plans)
-    noise = framework_buffers(batch, {(0, 0): (seed, [shape])}, cfg.patch)
+    noise: dict[str, Any] = framework_buffers(batch, {(0, 0): (0, [shape])}, cfg.patch)
     schedule = schedules.unipc(row.steps if steps is None else steps, row.shift)
     return Job(batch, noise, schedule, Guidance(text=row.guidance), uncond)

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "score a trained model and write report.html",
     "convert": "PyTorch checkpoint ↔ Orbax checkpoint, any layout to any other",
     "parity": "compare a PyTorch checkpoint with PyTorch, layer by layer, and write report.html",
+    "bench": "measure speed: `bench generate`",
     "show": "print a config: settings, parameters, tasks, tokens, mesh",
 }
 SPELT = {"source": "from", "target": "to"}  # `from` is a word of Python
@@ -43,6 +44,16 @@ def _parser() -> _Parser:
             p.add_argument("--reference", help="PyTorch checkpoint: diffusers or transformers folder")
             p.add_argument("--out", help="directory for report.html, report.md and rows.json")
             p.add_argument("--what", choices=("components", "pipeline", "all"), default="components")
+            continue
+        if name == "bench":
+            p.add_argument("what", choices=("generate",), help="what is measured")
+            p.add_argument("--reference", choices=("diffusers",), help="our denoising step against theirs, on this CPU")
+            p.add_argument("--scaling", action="store_true", help="seconds against operations, 256p to 720p")
+            p.add_argument("--accelerator", action="store_true", help="the table of published sizes, on this device")
+            p.add_argument("--shape", help="sizes, separated by commas: 256p, 480p, 720p, t2i")
+            p.add_argument("--repeat", type=int, default=3, help="timed steps of each size (default 3)")
+            p.add_argument("--out", help="directory for the JSON file")
+            p.add_argument("--config", default="configs/nano.py", help="model of --accelerator (default Nano)")
             continue
         p.add_argument("--config", help="a file of configs/; settings are changed by --config.group.name=value")
         if name != "convert":
@@ -76,6 +87,8 @@ def _parser() -> _Parser:
             p.add_argument("--out", help="directory for the files")
             p.add_argument("--request", help="an official request file: JSON, or JSONL for several")
             p.add_argument("--media", help="where the files of a request's URLs lie (searched by name)")
+            p.add_argument("--resolution", help="tier of a request: 256, 480, 704, 720, 768")
+            p.add_argument("--aspect_ratio", help="of a request: 16,9 and so on")
             p.add_argument("--mesh", help="several devices, for example fsdp=4,tp=2 (axes data, fsdp, tp)")
             p.add_argument("--sound_file", help="the sound that a video is made for")
             p.add_argument("--noise", help=".npz of initial noise: vision [C,T,h,w], sound [C,T], action [T,C]")

@@ -36,7 +36,7 @@ from data_pipelines import request_file
 REPLACES = {  # option → key of the request
     "image": "vision_path", "video": "vision_path", "actions": "action_path", "sound_file": "sound_path",
     "prompt": "prompt", "seed": "seed", "steps": "num_steps", "guidance": "guidance", "shift": "shift",
-    "num_frames": "num_frames", "sound": "enable_sound",
+    "num_frames": "num_frames", "sound": "enable_sound", "resolution": "resolution", "aspect_ratio": "aspect_ratio",
 }  # fmt: skip
 NOT_WITH = ("task", "solver", "config", "workdir")
 
@@ -48,14 +48,21 @@ def prepare(options) -> Callable[[], int | None]:
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} does not go with --request; the request says what is made.")
     out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out={out} is a file; name a directory.")
+    _can_be_made(out, "out")
+    if options.dump_latents:
+        dump = Path(options.dump_latents)
+        if dump.is_dir():
+            raise ConfigError(f"--dump-latents={dump} is a directory; name a file.")
+        _can_be_made(dump.absolute().parent, "dump-latents")
     bundle = Bundle.open(options.checkpoint)
     how = How(
-        options.prompt_convention, resolve(PrecisionConfig(compute=options.precision)),
-        noise.read(options.noise) if options.noise else None, options.dump_latents is not None, options.decode_video,
-        sys.stdout.isatty() if options.progress is None else options.progress == "steps",
-    )  # fmt: skip
+        convention=options.prompt_convention,
+        precision=resolve(PrecisionConfig(compute=options.precision)),
+        noise=noise.read(options.noise) if options.noise else None,
+        trajectory=options.dump_latents is not None,
+        decode_video=options.decode_video,
+        watched=sys.stdout.isatty() if options.progress is None else options.progress == "steps",
+    )
     given = [n for n in ("image", "video") if getattr(options, n)]
     if len(given) > 1:
         raise ConfigError("--image and --video are both given; a request has one vision_path.")
@@ -66,6 +73,8 @@ def prepare(options) -> Callable[[], int | None]:
         raise ConfigError(
             f"--noise and --dump-latents are for one result, but {options.request} asks for {len(plans)}."
         )
+    if any(isinstance(p, Question) for p in plans) and (how.noise is not None or options.dump_latents):
+        raise ConfigError(f"{options.request} is answered in words; leave out --noise and --dump-latents.")
     devices = _mesh(options.mesh, bundle, plans)
     return lambda: _work(options, bundle, how, plans, out, devices)
 
@@ -78,6 +87,13 @@ def _mesh(words: str | None, bundle: Bundle, plans: list[Item]) -> jax.sharding.
     seen = any(isinstance(p, Question) and p.sees for p in plans)
     mesh.check_model(bundle.config if seen else dataclasses.replace(bundle.config, vision=None), built)
     return built
+
+
+def _can_be_made(folder: Path, option: str) -> None:
+    """ConfigError if a file is in the way."""
+    for x in (folder, *folder.parents):
+        if x.exists() and not x.is_dir():
+            raise ConfigError(f"--{option}: {x} is a file, not a directory; name another place.")
 
 
 class _Bars:
@@ -103,9 +119,7 @@ class _Bars:
             self.bars.update(self.at, completed=task.total or 1, total=task.total or 1)
 
 
-def _work(
-    options, bundle: Bundle, how: How, plans: list[Item], out: Path, devices: jax.sharding.Mesh | None
-) -> None:
+def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path, devices: jax.sharding.Mesh | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     kept = programs.keep()
     console.print(_where(devices), markup=False)

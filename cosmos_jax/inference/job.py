@@ -33,7 +33,7 @@ from data_pipelines.tasks import ALL, task
 ROUND = 16  # slots of a batch are rounded up, so that prompts of nearly the same length share a program
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class How:
     """What the command line decides. convention: of texts, media and schedule ("framework" or "diffusers")."""
 
@@ -154,7 +154,7 @@ class Prepared:
         return self.resolved.record() | {
             "seed": self.seed, "convention": self.how.convention, "precision": self.how.precision.compute,
             "solver": self.solver, "steps": self.schedule.steps,
-            "guidance": dataclasses.asdict(g),
+            "guidance_applied": dataclasses.asdict(g),
             "noise": "from a file" if self.how.noise else "numpy RandomState of the seed, as cosmos-framework",
             "texts": self.prompts._asdict(),
             "tokens": {
@@ -193,7 +193,8 @@ def prepare(
     )  # fmt: skip
     made.pack()  # plans and validates: whatever is wrong with the sample is said now
     if how.noise is not None:
-        noise.check(how.noise, made.blank, made.spec, len(controls.plan.starts) if controls else 1)
+        draws = 0 if schedule.noise is None else schedule.steps
+        noise.check(how.noise, made.blank, made.spec, len(controls.plan.starts) if controls else 1, draws)
     return made
 
 

@@ -7,6 +7,7 @@ a packed batch. Clean positions are overwritten by the conditions, so what stand
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,29 +47,42 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"--noise={path} does not exist; give an .npz file with vision, sound, action.")
     known = [n + suffix for n in MODALITIES for suffix in ("", FRESH)]
     try:
-        with np.load(path, allow_pickle=False) as f:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as f:  # np.load alone takes .npy files too
             arrays = {name: f[name] for name in f.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"--noise={path} is not an .npz file of plain arrays ({type(e).__name__}).") from None
     for name, x in arrays.items():
         if name not in known:
             raise ValueError(f"--noise={path} holds {name!r}; the names are {', '.join(known)}.")
-        if not np.issubdtype(x.dtype, np.floating) or not np.isfinite(x).all():
-            raise ValueError(f"--noise={path}: {name} must be finite floating-point numbers.")
-    return {name: x.astype(np.float32) for name, x in arrays.items()}
+        if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
+            raise ValueError(f"--noise={path}: {name} must be an array of floating-point numbers.")
+        with np.errstate(over="ignore"):
+            arrays[name] = x.astype(np.float32)
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"--noise={path}: {name} holds numbers that are not finite in float32; replace them.")
+    return arrays
 
 
-def check(given: Arrays, s: Sample, spec: SequenceSpec, chunks: int = 1, where: str = "--noise") -> None:
-    """ValueError when the file's arrays are not those that the sample needs; several chunks: one more axis in front."""
+def check(given: Arrays, s: Sample, spec: SequenceSpec, chunks: int = 1, draws: int = 0) -> None:
+    """ValueError when the file's arrays are not those that the sample needs; several chunks: one more axis in front.
+
+    draws: steps that add fresh noise, of a stochastic sampler.
+    """
     want = shapes(s, spec)
+    if any(n.endswith(FRESH) for n in given):
+        if not draws:
+            raise ValueError(f"--noise: no step adds fresh noise here; leave out what ends in {FRESH}.")
+        want |= {n + FRESH: (draws, *shape) for n, shape in want.items()}
     for name, shape in want.items():
         have = given[name].shape if name in given else None
         shape = shape if chunks == 1 else (chunks, *shape)
-        if have != shape and not (name == "action" and have == s.actions.shape):
-            raise ValueError(f"{where}: {name} is {list(have) if have else 'absent'}, but the request needs {shape}.")
+        raw = (*shape[:-1], s.actions.shape[1]) if name.startswith("action") else shape
+        if have not in (shape, raw):
+            said = "absent" if have is None else list(have)
+            raise ValueError(f"--noise: {name} is {said}, but the request needs {list(shape)}.")
     for name in given:
-        if name.removesuffix(FRESH) not in want:
-            raise ValueError(f"{where}: {name} is given, but the request has no such stream; leave it out.")
+        if name not in want:
+            raise ValueError(f"--noise: {name} is given, but the request has no such stream; leave it out.")
 
 
 def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec, row: int = 0) -> dict[str, Any]:
@@ -90,7 +104,9 @@ def write(path: str | Path, latents: Arrays, steps: Arrays | None, spec: Sequenc
 
     table: dict[str, Any] = {n: wide(n, x, spec) for n, x in latents.items()}
     table |= {n + STEPS: wide(n, x, spec) for n, x in (steps or {}).items()}
-    with appearing(Path(path)) as partial, open(partial, "wb") as f:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(path) as partial, open(partial, "wb") as f:
         np.savez(f, **table)
 
 

@@ -22,6 +22,7 @@ from cosmos_jax import shard
 from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
 from cosmos_jax.codecs.wan.codec import pixels
+from cosmos_jax.config import ConfigError
 from cosmos_jax.inference import transfer
 from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import Bundle
@@ -90,7 +91,7 @@ class Runner:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def compile(self, groups: Sequence[Group]) -> None:
-        """All programs of the denoising loop, before any weight is read. ValueError if one does not fit."""
+        """All programs of the denoising loop, before any weight is read. ConfigError if one does not fit."""
         if not groups:
             return
         with self.phase("compiling", len(groups)):
@@ -110,7 +111,10 @@ class Runner:
                 whole, b.config, job, precision=how.precision, trajectory=how.trajectory,
                 at_once=1 if how.watched else job.schedule.steps,
             )  # fmt: skip
-            line = made.check()
+            try:
+                line = made.check()
+            except ValueError as e:  # no mistake of ours: nothing has been read or written yet
+                raise ConfigError(str(e)) from e
             self.memory.append(line)
             self.progress.say(f"memory: {line}")
             self._engines[key] = made
@@ -177,9 +181,8 @@ class Runner:
         """Keys and values of all captions; with several jobs they wait on the host. The text tower then leaves."""
         if not jobs:
             return []
+        params, out = self.load("captions"), []
         with self.phase("reading captions", len(jobs)):
-            params = self.load("captions")
-            out = []
             for job in jobs:
                 cache = self.engine(job).prefill(params, job)
                 out.append(jax.block_until_ready(cache) if len(jobs) == 1 else jax.device_get(cache))
@@ -237,10 +240,13 @@ class Runner:
         result = self.engine(job).denoise(params, cache, job, tick)
         buffers, path = result if self.how.trajectory else (result, None)
         host = jax.device_get(buffers)
+        each_took = np.diff(times)
+        if not self.how.watched:  # one call: nobody knows more than the mean
+            each_took = np.full(len(each_took), each_took.mean())
         return [
             Made(
                 p, self._unpack(host, job, s, row), None if path is None else self._path(path, job, s, row),
-                step_seconds=np.diff(times).tolist(),
+                step_seconds=each_took.tolist(),
             )
             for row, p in enumerate(group)
         ]  # fmt: skip
@@ -276,10 +282,8 @@ class Runner:
 
     def load(self, job: str, vision: bool = False) -> dict:
         """Weights straight from their files to the device."""
-        began = time.perf_counter()
-        params = jax.block_until_ready(self.bundle.load(job, self.how.precision, vision))
-        self.seconds[f"loading {job}"] = time.perf_counter() - began
-        return params
+        with self.phase(f"loading {job}"):
+            return jax.block_until_ready(self.bundle.load(job, self.how.precision, vision))
 
 
 def _together(requests: Sequence[Prepared], rows: int) -> list[Group]:

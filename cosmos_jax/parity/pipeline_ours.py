@@ -50,7 +50,10 @@ class Request:
 
     def __init__(self, bundle: Bundle, params: dict[str, dict], precision: Precision, path: Path):
         self.bundle, self.params = bundle, params
-        how = How(_convention(json.loads(path.read_text())), precision, trajectory=True, own_schedule=True)
+        how = How(
+            convention=_convention(json.loads(path.read_text())), precision=precision, trajectory=True,
+            own_schedule=True,
+        )  # fmt: skip
         (request,) = request_file.read(path)
         (prepared,) = plan(request, bundle, how)
         assert isinstance(prepared, Prepared)

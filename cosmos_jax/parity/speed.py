@@ -27,9 +27,10 @@ class Diffusers:
     def __init__(self, cfg: ModelConfig):
         config = {k: v for k, v in export_configs.diffusers_transformer(cfg).items() if not k.startswith("_")}
         with tempfile.TemporaryDirectory() as folder:
-            tiny.transformer(config).save_pretrained(folder)
+            made: reference.Model = tiny.transformer(config)
+            made.save_pretrained(folder)
             self.bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
-            self.model = reference.pretrained(Cosmos3OmniTransformer, folder)(torch.float32)
+            self.model = reference.pretrained(Cosmos3OmniTransformer, Path(folder))(torch.float32)
         self.cfg, self.threads, self.done = cfg, torch.get_num_threads(), 0
 
     def params(self) -> dict:
@@ -46,9 +47,10 @@ class Diffusers:
             for i in ids
         ]
         self.x: Any = torch.from_numpy(unpatchify(noise, shape, self.cfg.patch).copy())[None]
-        self.solver = UniPCMultistepScheduler(**tiny.FLOW)
-        self.solver.set_timesteps(len(sigmas), sigmas=sigmas)
-        self.solver.set_begin_index(0)
+        solver: Any = UniPCMultistepScheduler(**tiny.FLOW)
+        solver.set_timesteps(len(sigmas), sigmas=sigmas)
+        solver.set_begin_index(0)
+        self.solver = solver
         self.done = 0
 
     def step(self, scale: float) -> tuple[float, np.ndarray, np.ndarray]:

@@ -2,9 +2,9 @@
 
 In: a family, nano, edge or distilled. Out: DIR/diffusers (laid out as a released repository: transformer,
 vision_encoder, vae, scheduler, text_tokenizer, sound_tokenizer, the reasoner's files at the top) and DIR/transformers
-(the reasoner alone), by the references' own `save_pretrained`. Every weight is random: the stock initialisation leaves norms at 1, embeddings and log-snakes at
-0, and hides whole classes of mistakes. The shapes keep what a port can get wrong: hidden ≠ heads·head_dim, grouped
-queries, odd strides.
+(the reasoner alone), by the references' own `save_pretrained`. Every weight is random: the stock initialisation leaves
+norms at 1, embeddings and log-snakes at 0, and hides whole classes of mistakes. The shapes keep what a port can get
+wrong: hidden ≠ heads·head_dim, grouped queries, odd strides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What else lies beside a tiny reasoner: how pictures are prepared, and when an answer ends.
 
 In: which family's classes are meant. Out: preprocessor_config.json, video_preprocessor_config.json and
-generation_config.json, as released repositories have them at their top; limits of a few und tokens instead of thousands.
+generation_config.json, as released repositories have them at their top; limits of a few und tokens, not of thousands.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A tiny Qwen-style tokeniser for the tiny checkpoints: byte-level BPE, Qwen's control tokens, its chat template.
 
 In: nothing but the words below. Out: the files of a tokenizer as released repositories have them in text_tokenizer/ and
-at their top, which transformers and `ChatTokenizer.load` both read. Ids of the visual tokens are those of the tiny reasoners' config.
+at their top, which transformers and `ChatTokenizer.load` both read. Ids of the visual tokens are those of the tiny
+reasoners' config.
 """
 
 from __future__ import annotations

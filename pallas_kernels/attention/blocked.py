@@ -28,8 +28,8 @@ NOTHING = jnp.finfo(jnp.float32).min  # the running max before any key; finite, 
 class Tiles:
     """Largest tile, and how heads and invisible tiles are treated (measured on a CPU: docs/speed.md)."""
 
-    queries: int = 128
-    keys: int = 2048
+    queries: int = 256
+    keys: int = 1024
     one_head: bool = True  # True: one key head at a time (fits a CPU's cache); False: all at once (fills a GPU)
     skip: bool = True  # False: mask every tile, and never branch on what ids say
 

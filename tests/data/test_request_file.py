@@ -1,6 +1,7 @@
 """A request file becomes a request with nothing left open, or one sentence."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
@@ -212,7 +213,9 @@ def test_warnings_are_the_frameworks(folder):
 def test_the_record_holds_every_value_and_what_was_not_asked(folder):
     record = json.loads(json.dumps(ask(folder, T["url"], media=folder / "good").record()))
     assert record["guidance"] == 6.0 and "guidance" in record["defaults"] and record["extra"] == {"psnr": 14.0}
-    assert record["media"] == {"vision_path": str(folder / "good/picture.png")}
+    picture = folder / "good/picture.png"
+    sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
+    assert record["media"] == {"vision_path": {"path": str(picture), "sha256": sha256}}
 
 
 SENTENCES = [

@@ -172,7 +172,7 @@ def test_several_questions_are_answered_in_files(folders, shown, tmp_path):
         run = json.loads((out / q.name / "run.json").read_text())
         assert set(run["files"]) == {"answer.txt"} and run["task"] == "reason" and run["tokens"] == len(q.planned.ids)
         assert run["max_new_tokens"] == NEW and "do_sample" in run["defaults"] and run["ends"] == [606, 604]
-    assert run["media"] == {"vision_path": str(shown / "large.png")}
+    assert run["media"]["vision_path"]["path"] == str(shown / "large.png")
 
 
 @pytest.mark.parametrize(("name", "sees"), [("words", False), ("picture", True)])
