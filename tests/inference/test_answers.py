@@ -138,7 +138,7 @@ def test_penalties_reach_the_decoder(folders, shown):
     """An answer that would be another without either of them."""
     folder = folders("nano", "transformers")
     bundle, (q,) = asked(folder, write(shown, "words"))
-    ours = q.tokens(bundle.load("reasoner", PRECISION)).tolist()
+    ours = q.tokens(bundle.load("reasoner", PRECISION, vision=True)).tolist()
     assert ours == theirs(folder, q, **PENALTIES)
     assert ours not in [theirs(folder, q, **{k: v}) for k, v in PENALTIES.items()]
 
