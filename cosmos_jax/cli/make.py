@@ -33,7 +33,7 @@ def prepare_generate(options) -> Work:
         return request.prepare(options)
     only = {
         "media", "mesh", "resolution", "aspect_ratio", "sound_file", "noise", "dump_latents", "decode_video",
-        "progress",
+        "progress", "vae_tile",
     }  # fmt: skip
     if extra := sorted(n for n in only if getattr(options, n) is not None):
         raise ConfigError(f"--{extra[0]} goes with --request; give a request file, or leave it out.")

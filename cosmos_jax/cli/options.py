@@ -95,6 +95,9 @@ def _parser() -> _Parser:
             p.add_argument("--dump-latents", help=".npz for the final latents, and those after every step")
             p.add_argument("--prompt-convention", choices=("framework", "diffusers"), default="framework")
             p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+            p.add_argument(
+                "--vae_tile", type=int, help="latents per side at a time, where memory is short (default: all)"
+            )
             p.add_argument("--progress", choices=("steps", "phases"), help="default: steps where a person watches")
             p.add_argument("--decode_video", action=argparse.BooleanOptionalAction, help="default: where video is made")
             p.add_argument("--scale", type=int, default=4, help="enlarge pictures this many times (default 4)")

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bars
 
 from cosmos_jax import mesh, outputs
 from cosmos_jax.cli.options import require
+from cosmos_jax.codecs.wan.vae import check_tile
 from cosmos_jax.config import ConfigError, PrecisionConfig
 from cosmos_jax.inference import noise
 from cosmos_jax.inference.answers import Question
@@ -54,6 +55,7 @@ def prepare(options) -> Callable[[], int | None]:
         if dump.is_dir():
             raise ConfigError(f"--dump-latents={dump} is a directory; name a file.")
         _can_be_made(dump.absolute().parent, "dump-latents")
+    check_tile(options.vae_tile)
     bundle = Bundle.open(options.checkpoint)
     how = How(
         convention=options.prompt_convention,
@@ -61,6 +63,7 @@ def prepare(options) -> Callable[[], int | None]:
         noise=noise.read(options.noise) if options.noise else None,
         trajectory=options.dump_latents is not None,
         decode_video=options.decode_video,
+        tile=options.vae_tile,
         watched=sys.stdout.isatty() if options.progress is None else options.progress == "steps",
     )
     given = [n for n in ("image", "video") if getattr(options, n)]

@@ -42,6 +42,7 @@ class How:
     noise: dict[str, np.ndarray] | None = None  # from a file, instead of a seed
     trajectory: bool = False  # keep the latents after every step
     decode_video: bool | None = None  # None: where the task makes video
+    tile: int | None = None  # latents per side that the video VAE works on at a time; None: whole frames
     own_schedule: bool = False  # the checkpoint's schedule whatever the convention (parity)
     watched: bool = False  # call the compiled loop step by step, so that somebody sees it advance
 

@@ -21,15 +21,17 @@ import numpy as np
 from cosmos_jax import shard
 from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
+from cosmos_jax.codecs.wan import memory as wan_memory
 from cosmos_jax.codecs.wan.codec import pixels
 from cosmos_jax.config import ConfigError
 from cosmos_jax.inference import transfer
 from cosmos_jax.inference.answers import Question
-from cosmos_jax.inference.bundle import Bundle
+from cosmos_jax.inference.bundle import CHUNK, Bundle
 from cosmos_jax.inference.job import How, Prepared
 from cosmos_jax.sampling import engine as engines
 from cosmos_jax.sampling.engine import Engine
 from cosmos_jax.sampling.generate import Job
+from cosmos_jax.sampling.memory import free_memory, gib, held
 from data_pipelines.packing import unpack
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import task
@@ -82,6 +84,7 @@ class Runner:
         self.memory: list[str] = []
         self._engines: dict[Any, Engine] = {}
         self._codecs: dict[str, Any] = {}
+        self._checked: set[Any] = set()
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[None]:
@@ -97,6 +100,8 @@ class Runner:
         with self.phase("compiling", len(groups)):
             for g in groups:
                 self.engine(_job(g))
+                if self._decodes(g[0]):
+                    self._check_decoder(g[0])
                 self.progress.step()
 
     def engine(self, job: Job) -> Engine:
@@ -120,10 +125,32 @@ class Runner:
             self._engines[key] = made
         return self._engines[key]
 
+    def _check_decoder(self, p: Prepared) -> None:
+        """ConfigError where the video VAE does not fit when its turn comes; of a transfer, beside the generator."""
+        sides, how, cfg = p.blank.vision_latents.shape[2:], self.how, self.bundle.video_config
+        key = ("decoder", sides, p.controls is None)
+        if key in self._checked:
+            return
+        need = wan_memory.measure(cfg, "decode", sides, how.tile, how.precision, 1 if how.tile else CHUNK).total
+        beside = held(self.bundle.abstract("generator", how.precision)) if p.controls else 0
+        free = free_memory()
+        if free is not None and need + beside > free:
+            raise ConfigError(
+                f"decoding the video needs {gib(need + beside)}, {gib(need + beside - free)} more than the {gib(free)} "
+                "that are free: use bfloat16, a lower resolution, a smaller --vae_tile, or --no-decode_video."
+            )
+        self._checked.add(key)
+        self.memory.append(f"decode {gib(need)}")
+        self.progress.say(f"memory: {self.memory[-1]}")
+
+    def _decodes(self, p: Prepared) -> bool:
+        makes = task(p.resolved.task).makes_video
+        return makes if self.how.decode_video is None else self.how.decode_video and makes
+
     @property
     def video(self) -> WanCodec:
         if "video" not in self._codecs:
-            self._codecs["video"] = self.bundle.video(self.how.precision)
+            self._codecs["video"] = self.bundle.video(self.how.precision, tile=self.how.tile)
         return self._codecs["video"]
 
     @property
@@ -263,11 +290,10 @@ class Runner:
 
     def decode(self, m: Made) -> None:
         """Latents → actions, waves, pixels. Numbers first; video only where it is made and wanted."""
-        row = task(m.request.resolved.task)
-        wanted = row.makes_video if self.how.decode_video is None else self.how.decode_video and row.makes_video
+        assert isinstance(m.request, Prepared)
         with self.phase("decoding"), shard.one_device():
             self.finish(m)
-            if wanted and m.video is None:
+            if self._decodes(m.request) and m.video is None:
                 m.video = self.video.decode(m.latents["vision"])
 
     def finish(self, m: Made) -> None:

@@ -173,6 +173,6 @@ def test_tiles_need_less_memory(capsys):
     bench.main(["--height", "480", "--width", "832", "--tile", "8"], CFG)
     print(capsys.readouterr().out)
     for what, less in (("encode", 2), ("decode", 5)):
-        whole, tiled = (bench.measure(CFG, what, (30, 52), tile, HIGHEST) for tile in (None, 8))
+        whole, tiled = (memory.measure(CFG, what, (30, 52), tile, HIGHEST) for tile in (None, 8))
         assert whole.temporary > less * tiled.temporary and whole.cache > 2 * tiled.cache
         assert tiled.work > whole.work  # the price
