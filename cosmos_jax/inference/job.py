@@ -75,7 +75,8 @@ class Prepared:
         if before is not None:
             clip = transfer.seed(before, q.num_conditional_frames)
         elif controls.given is not None:
-            clip = transfer.pixels(transfer.seed(controls.given, q.num_first_chunk_conditional_frames, "first"))
+            first = transfer.seed(controls.given, q.num_first_chunk_conditional_frames, "first")
+            clip = transfer.pixels(first, controls.convention)
         else:
             clip = np.zeros((0,))
         clean = tuple(range(1 + (len(clip) - 1) // self.bundle.video_config.temporal)) if len(clip) else ()
@@ -223,15 +224,19 @@ def _blank(r: Resolved, bundle: Bundle, how: How, conditions: Conditions, frames
                         for x in conditions.context)  # fmt: skip
     elif row.context == "controls":
         context = (_zeros(shape),) * len(r.request.hints)
-    sound = None
+    sound, clean_sound = None, None
     if r.sound:
         c = bundle.sound_config
-        sound = _zeros((cfg.sound_dim, -(-int(frames / r.fps * c.sampling_rate) // c.hop)))
+        whole, rest = divmod(int(frames / r.fps * c.sampling_rate), c.hop)
+        sound = _zeros((cfg.sound_dim, whole + (rest > 0)))
+        if row.sound == "clean" and how.convention == "framework":
+            clean_sound = whole  # it makes the latent anew that the sound does not fill (spec model.md §10, 29)
     weights = tuple(h.weight for h in r.request.hints.values())
     return Sample(
         r.task, "", 0, vision_latents=_zeros(shape), sound_latents=sound, actions=conditions.actions,
         domain=conditions.record.get("domain", 0), fps=r.fps,
-        clean_frames=r.clean_frames if row.action == "none" and row.clean_frames != ALL else None, context=context,
+        clean_frames=r.clean_frames if row.action == "none" and row.clean_frames != ALL else None,
+        clean_sound=clean_sound, context=context,
         weights=weights if how.convention == "framework" else (),  # diffusers: one attention over all controls
     )  # fmt: skip
 

@@ -50,10 +50,8 @@ class Request:
 
     def __init__(self, bundle: Bundle, params: dict[str, dict], precision: Precision, path: Path):
         self.bundle, self.params = bundle, params
-        how = How(
-            convention=_convention(json.loads(path.read_text())), precision=precision, trajectory=True,
-            own_schedule=True,
-        )  # fmt: skip
+        convention = _convention(json.loads(path.read_text()))
+        how = How(convention=convention, precision=precision, trajectory=True, own_schedule=True)
         (request,) = request_file.read(path)
         (prepared,) = plan(request, bundle, how)
         assert isinstance(prepared, Prepared)

@@ -9,6 +9,7 @@ import types
 import weakref
 from unittest import mock
 
+import engines
 import jax
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.parity import pipeline_cases, run, tiny
-from cosmos_jax.sampling import engine
 
 STEPS = 2
 PICTURE = (100, 150)  # of all observations of actions, so that they share a canvas
@@ -53,18 +53,7 @@ def cases(checkpoint):
 
 @pytest.fixture(scope="session", autouse=True)
 def programs():
-    """Engines of the same shapes are compiled once, whatever command asks for them."""
-    build, kept = engine.build, {}
-
-    def once(params, cfg, job, **how):
-        leaves, tree = jax.tree.flatten((params, job.captions, job.inputs, job.noise, job.rows))
-        shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
-        key = tree, shapes, cfg, job.forms, job.guidance.normalize, tuple(how.items())
-        if key not in kept:
-            kept[key] = build(params, cfg, job, **how)
-        return kept[key]
-
-    with mock.patch.object(engine, "build", once):
+    with engines.shared():
         yield
 
 
