@@ -26,6 +26,7 @@ class Question:
     resolved: Resolved
     bundle: Bundle = field(repr=False)
     planned: Planned = field(repr=False)
+    ends: tuple[int, ...]  # tokens that end the answer
     how: SampleConfig
     precision: Precision
     seed: int
@@ -46,7 +47,7 @@ class Question:
         batch = one_per_row([self.planned], cfg.sequence, rows=shard.row_parts())
         if not shard.no_mesh():
             batch = jax.device_put(batch, shard.batch_sharding(jax.sharding.get_mesh()))
-        ids = text.generate_text(params, cfg, batch, self.how, eos=self.bundle.ends, precision=self.precision)
+        ids = text.generate_text(params, cfg, batch, self.how, eos=self.ends, precision=self.precision)
         answer = jax.device_get(ids)[0]
         return answer[answer != text.PAD]
 
@@ -57,7 +58,7 @@ class Question:
         """For run.json."""
         return self.resolved.record() | {
             "seed": self.seed, "precision": self.precision.compute, "tokens": len(self.planned.ids),
-            "ends": list(self.bundle.ends),
+            "ends": list(self.ends),
         }  # fmt: skip
 
 
@@ -69,4 +70,4 @@ def ask(r: Resolved, bundle: Bundle, precision: Precision, seed: int) -> Questio
         clips = dataclasses.replace(eyes.video, fps=r.request.video_fps)
         frontend = dataclasses.replace(frontend, eyes=dataclasses.replace(eyes, video=clips))
     planned = plan(frontend.sample(messages, spec), frontend.tokenizer, spec)
-    return Question(r, bundle, planned, SampleConfig(seed=seed, **r.decoding), precision, seed)
+    return Question(r, bundle, planned, bundle.ends, SampleConfig(seed=seed, **r.decoding), precision, seed)

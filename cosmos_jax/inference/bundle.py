@@ -106,10 +106,16 @@ class Bundle:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the tokenizer's, and those that generation_config.json names."""
-        file = self.source.root / "generation_config.json"
-        told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-        more = told if isinstance(told, list) else [] if told is None else [told]
+        """Tokens that end an answer: the tokenizer's, and those that generation_config.json names. ConversionError."""
+        file, more = self.source.root / "generation_config.json", []
+        if file.is_file():
+            try:
+                told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as e:
+                raise ConversionError(f"{file} is not a table in JSON ({e}); download it again.") from None
+            more = told if isinstance(told, list) else [] if told is None else [told]
+        if any(type(i) is not int for i in more):
+            raise ConversionError(f"{file}: eos_token_id = {more} must be ids of tokens; download it again.")
         return tuple(dict.fromkeys((self.frontend.tokenizer.eos, *more)))
 
     def _params(self, job: str, precision: Precision) -> dict:

@@ -154,6 +154,10 @@ def test_an_answer_ends_where_generation_config_says(folders, shown, tmp_path):
     bundle, (q,) = asked(folder, write(shown, "words"))
     assert q.tokens(bundle.load("reasoner", PRECISION)).tolist() == theirs(folder, q, **PENALTIES) == whole[: last + 1]
     assert bundle.ends == (606, 604, whole[last])
+    for wrong, says in (("{", "is not a table in JSON"), ('{"eos_token_id": ["x"]}', "must be ids of tokens")):
+        (folder / "generation_config.json").write_text(wrong)
+        with pytest.raises(ValueError, match=f"generation_config.json.* {says}"):
+            asked(folder, write(shown, "words"))
     (folder / "generation_config.json").unlink()
     assert Bundle.open(folder).ends == (606,)
 
