@@ -18,12 +18,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+import pallas_kernels.attention as attention
 from cosmos_jax import shard
 from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
 from cosmos_jax.codecs.wan import memory as wan_memory
 from cosmos_jax.codecs.wan.codec import pixels
-from cosmos_jax.config import ConfigError
+from cosmos_jax.config import ConfigError, ModelConfig
 from cosmos_jax.inference import transfer
 from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import CHUNK, Bundle
@@ -122,6 +123,7 @@ class Runner:
                 raise ConfigError(str(e)) from e
             self.memory.append(line)
             self.progress.say(f"memory: {line}")
+            self.progress.say(_attention(job, b.config))
             self._engines[key] = made
         return self._engines[key]
 
@@ -325,6 +327,13 @@ def _together(requests: Sequence[Prepared], rows: int) -> list[Group]:
 
 def _job(group: Group, sample: Sample | None = None) -> Job:
     return group[0].job(sample, [p.seed for p in group])
+
+
+def _attention(job: Job, cfg: ModelConfig) -> str:
+    """How the generator's attention is computed."""
+    b, branches = job.batch, max(map(len, job.forms))
+    (rows, gen), und = b["gen_segment_ids"].shape, b["und_segment_ids"].shape[1]
+    return attention.describe(rows * branches, cfg.heads, gen, und + gen)
 
 
 def _merge(reasoner: dict, generator: dict) -> dict:

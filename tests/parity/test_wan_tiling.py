@@ -10,7 +10,7 @@ import pytest
 from parity import wan_oracle as oracle
 from parity.oracle import relative, rng
 
-from cosmos_jax.codecs.wan import WanCodec, WanConfig, bench, decode, encode, network, vae
+from cosmos_jax.codecs.wan import WanCodec, WanConfig, bench, decode, encode, memory, network, vae
 from cosmos_jax.codecs.wan.tiling import strips
 from cosmos_jax.precision import HIGHEST
 
