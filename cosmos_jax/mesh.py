@@ -1,6 +1,6 @@
 """The device mesh: axes ("data", "fsdp", "tp", "cp"), explicit axis types.
 
-In: `MeshConfig`. Out: a `jax.sharding.Mesh` to enter with `jax.set_mesh`.
+In: `MeshConfig`, or words like fsdp=4,tp=2. Out: a `jax.sharding.Mesh` to enter with `jax.set_mesh`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,26 @@ import math
 
 import jax
 
-from cosmos_jax.config import Config, ConfigError, MeshConfig
+from cosmos_jax.config import Config, ConfigError, MeshConfig, ModelConfig, nearest
 
 AXES = ("data", "fsdp", "tp", "cp")
+
+
+def parse(words: str) -> MeshConfig:
+    """`fsdp=4,tp=2` → the sizes; axes that are not named have size 1. ConfigError, one sentence, for other words."""
+    sizes = dict.fromkeys(AXES, 1)
+    named = set()
+    for word in words.split(","):
+        axis, _, size = word.strip().partition("=")
+        if axis not in AXES:
+            raise ConfigError(f"--mesh={words}: {axis!r} is no axis{nearest(axis, AXES)}; the axes are data, fsdp, tp.")
+        if axis in named:
+            raise ConfigError(f"--mesh={words} gives {axis} twice; keep one.")
+        if not size.removeprefix("-").isdecimal():
+            raise ConfigError(f"--mesh={words}: {axis} needs a whole number, as in {axis}=2.")
+        named.add(axis)
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
 
 
 def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
@@ -39,16 +56,23 @@ def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
 def check(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Refuse, before anything compiles, a mesh whose axes do not divide the model or the batch."""
     size = dict(mesh.shape)
-    m, rows = config.model, config.data.bucket.rows // config.optim.accumulate
-    batch = size["data"] * size["fsdp"]
-    for value, divisor, what in (
-        (m.kv_heads, size["tp"], "model.kv_heads by mesh.tp"),
-        (m.mlp, size["tp"], "model.mlp by mesh.tp"),
-        (m.vocab, size["tp"], "model.vocab by mesh.tp"),
-        (m.hidden, size["fsdp"], "model.hidden by mesh.fsdp"),
-        (rows, batch, "data.bucket.rows/optim.accumulate by mesh.data × mesh.fsdp"),
-    ):
-        if value % divisor:
-            raise ConfigError(f"Cannot divide {what}: {value} is not a multiple of {divisor}; change one of the two.")
+    check_model(config.model, mesh)
+    rows = config.data.bucket.rows // config.optim.accumulate
+    _divides(rows, size["data"] * size["fsdp"], "data.bucket.rows/optim.accumulate by mesh.data × mesh.fsdp")
+
+
+def check_model(m: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a mesh whose axes do not divide the model. ConfigError."""
+    size = dict(mesh.shape)
+    for value, axis, what in (
+        (m.kv_heads, "tp", "model.kv_heads"), (m.mlp, "tp", "model.mlp"), (m.vocab, "tp", "model.vocab"),
+        (m.hidden, "fsdp", "model.hidden"),
+    ):  # fmt: skip
+        _divides(value, size[axis], f"{what} by mesh.{axis}")
     if m.vision and (m.vision.heads % size["tp"] or m.vision.hidden % size["fsdp"]):
         raise ConfigError("Cannot divide model.vision by the mesh: heads must be a multiple of tp, hidden of fsdp.")
+
+
+def _divides(value: int, divisor: int, what: str) -> None:
+    if value % divisor:
+        raise ConfigError(f"Cannot divide {what}: {value} is not a multiple of {divisor}; change one of the two.")

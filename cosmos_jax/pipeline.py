@@ -179,8 +179,7 @@ class Pipeline:
 
 def _rows(n: int, most: int) -> int:
     """Rows of a batch for n samples: a power of two up to `most` (few compiled shapes) that the mesh divides."""
-    rows, mesh = min(most, 1 << (n - 1).bit_length()), jax.sharding.get_mesh()
-    parts = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, parts = min(most, 1 << (n - 1).bit_length()), shard.row_parts()
     return -(-rows // parts) * parts
 
 

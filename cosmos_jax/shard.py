@@ -6,10 +6,12 @@ operation) when no mesh is set, so model code reads and runs the same on a lapto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -85,6 +87,16 @@ def place(tree, axes_tree, mesh: jax.sharding.Mesh | None):
     if mesh is None:
         return None
     return jax.tree.map(lambda _, a: NamedSharding(mesh, spec(a)), tree, axes_tree)
+
+
+def one_device():
+    """A context without a mesh, whatever has been entered: for what is not divided, the codecs."""
+    return jax.set_mesh(jax.sharding.Mesh(np.empty((), dtype=object), ()))
+
+
+def row_parts() -> int:
+    """How many parts the rows of a batch are split into: data × fsdp of the current mesh, 1 without one."""
+    return 1 if no_mesh() else math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in BATCH)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -97,7 +97,8 @@ def plan(s: Sample, tokenizer, spec: SequenceSpec, round_fps: bool = True) -> Pl
     if s.sound_latents is not None:
         n = s.sound_latents.shape[1]
         places.append(positions.sound(n, origin, spec))
-        out.add("sound", s.sound_latents.T, np.full(n, row.sound != "clean"), [(n, s.sound_latents.size)])
+        clean = s.clean_sound if s.clean_sound is not None else n if row.sound == "clean" else 0
+        out.add("sound", s.sound_latents.T, np.arange(n) >= clean, [(n, s.sound_latents.size)])
     out.gen_positions = np.concatenate(places, 1)
     if len(s.weights) > 1:  # one control: the same as one attention over everything
         out.control_weight = _control_weight(s.weights, places, out.gen_positions.shape[1])

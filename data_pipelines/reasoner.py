@@ -30,7 +30,7 @@ class Frontend:
     """All that stands between a user and the reasoner: how it reads, and how it sees."""
 
     tokenizer: ChatTokenizer
-    eyes: Eyes
+    eyes: Eyes | None = None  # None: for words alone
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Frontend:
@@ -67,11 +67,17 @@ class Frontend:
             return part["text"]
         if kind == "image":
             x = part["image"]
-            return see_image(open_image(x) if isinstance(x, str | os.PathLike) else x, self.eyes.image)
+            return see_image(open_image(x) if isinstance(x, str | os.PathLike) else x, self._seeing.image)
         if kind == "video":
-            x, settings = part["video"], self.eyes.video
+            x, settings = part["video"], self._seeing.video
             return see_clip(open_clip(x, settings) if isinstance(x, str | os.PathLike) else x, settings)
         raise ValueError(f"a part of type {kind!r}; the parts of a message are text, image and video.")
+
+    @property
+    def _seeing(self) -> Eyes:
+        if self.eyes is None:
+            raise ValueError("a picture, but this frontend has no eyes; give the preprocessor files, or words alone.")
+        return self.eyes
 
 
 def open_image(path: str | os.PathLike) -> PIL.Image.Image:

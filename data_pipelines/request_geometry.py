@@ -152,6 +152,8 @@ def size(d: Draft, frames: int) -> tuple[int, int]:
     if (h is None) != (w is None):
         raise Wrong("is given alone; give height and width, or resolution and aspect_ratio", "height" if h else "width")
     for key in ("height", "width") if h else ():
+        if d.row.action != "none":
+            raise Wrong(f"is given, but {d.called} is sized by image_size and the observation; leave it out", key)
         if d[key] % d.facts.spatial:
             raise Wrong(f"is {d[key]}, but must be a multiple of {d.facts.spatial}; change it", key)
     for key in ("resolution", "aspect_ratio"):
@@ -198,6 +200,9 @@ def transfer(d: Draft) -> tuple[int, tuple[int, ...], float]:
     d.default(fps=rate or d.facts.fps, num_conditional_frames=1, num_first_chunk_conditional_frames=0, max_frames=5000)
     d.default(show_control_condition=False, show_input=False)
     d.default(share_vision_temporal_positions=True, emphasize_control_in_prompt=True)
+    if not d["share_vision_temporal_positions"]:
+        what = "is false, but released models have learnt controls that share time with the result; leave it out"
+        raise Wrong(what, "share_vision_temporal_positions")
     per_chunk = _round_up(d, "num_video_frames_per_chunk")
     if d["num_conditional_frames"] >= per_chunk:
         raise Wrong(f"must be less than num_video_frames_per_chunk={per_chunk}; lower it", "num_conditional_frames")

@@ -45,6 +45,7 @@ class Sample:
     turns: tuple[Turn, ...] = ()  # a whole conversation, instead of prompt, answer and frames (`reason`)
     system: str | None = None  # system turn before the prompt of a sample that generates
     clean_frames: tuple[int, ...] | None = None  # latent frames that are conditions; None = the task's leading ones
+    clean_sound: int | None = None  # leading sound latents that are conditions; None = what the task says
     context: tuple[np.ndarray, ...] = ()  # clean vision items [C, T, h, w] before the target: controls, or the source
     weights: tuple[float, ...] = ()  # of the controls: one attention per control, averaged; () = one over all of them
     clean_actions: int = 0  # leading action rows that are conditions: history, the current state
@@ -107,6 +108,11 @@ def validate(s: Sample, spec: SequenceSpec) -> None:
         _check_actions(s, spec, row, who)
     elif s.clean_actions or s.action_start != 1:
         raise ValueError(f"{who}: has no actions; leave clean_actions and action_start as they are.")
+    given = 0 if s.sound_latents is None else s.sound_latents.shape[-1]
+    if s.clean_sound is not None and (row.sound != "clean" or not 0 <= s.clean_sound <= given):
+        raise ValueError(
+            f"{who}: clean_sound={s.clean_sound} is for sound2video, at most the {given} latents of its sound."
+        )
     if row.sound in ("clean", "noisy") and s.sound_latents is None:
         raise ValueError(f"{who}: needs sound latents.")
     if row.sound == "none" and s.sound_latents is not None:

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import pallas_kernels.attention as attention
 from cosmos_jax import flops
 from cosmos_jax.bench import ours, work
 from cosmos_jax.codecs.wan import params as wan_params
@@ -63,6 +62,7 @@ def run(
     for name in names:
         plans.append(plan(name, cfg, texts, precision, free))
         say(f"{name}: compiled in {plans[-1].compile_s:.1f} s; {plans[-1].engine.check(free=free)}")
+        say(f"{name}: {work.attention(cfg, work.SIZES[name], texts)}")
     load = ours.random(cfg, precision)
     captions = load("captions")
     read = {p.name: [ours.timed(p.engine.prefill, captions, p.job) for _ in range(2)][1] for p in plans}
@@ -76,7 +76,7 @@ def run(
     device = jax.devices()[0]
     side = 2048 if device.platform == "cpu" else 8192
     machine = {"device": device.device_kind, "dtype": precision.compute, "jax_peak": ours.peak(precision.dtype, side)}
-    return {"machine": machine | {"model": cfg.name, "attention": _attention(cfg, plans, texts)}, "rows": rows}
+    return {"machine": machine | {"model": cfg.name}, "rows": rows}
 
 
 def _row(p: Planned, cfg: ModelConfig, texts, prefill: ours.Time, cache, generator: dict, codec: WanCodec) -> dict:
@@ -100,9 +100,3 @@ def _row(p: Planned, cfg: ModelConfig, texts, prefill: ours.Time, cache, generat
         "memory": {n: m._asdict() for n, m in p.engine.memory.items()},
     }  # fmt: skip
     return row | {"vllm_omni_s": VLLM_OMNI.get(p.name), "limit_s": LIMIT.get(p.name)}
-
-
-def _attention(cfg: ModelConfig, plans: list[Planned], texts: tuple[int, int]) -> list[str]:
-    """Which form of attention each size runs."""
-    pairs = [(work.SIZES[p.name].tokens(cfg), max(texts)) for p in plans]
-    return [attention.describe(2, cfg.heads, gen, gen + und) for gen, und in pairs]

@@ -25,7 +25,9 @@ COLUMNS: dict[str, list[Column]] = {
     "versus": [
         ("size", lambda r: r["size"]), ("tokens", number("tokens", 0)), ("captions, once (s)", number("prefill_s")),
         ("step (s)", number("step_s")), ("with captions / steps (s)", number("amortised_s")),
-        ("diffusers step (s)", number("diffusers_s")), ("× faster", number("ratio")), ("TFLOP", number("tflop")),
+        ("diffusers step (s)", number("diffusers_s")), ("× faster", number("ratio")),
+        ("fastest steps: ours (s)", number("fastest_s")), ("theirs", number("diffusers_fastest_s")),
+        ("× faster", number("fastest_ratio")), ("TFLOP", number("tflop")),
         ("diffusers", number("diffusers_tflop")), ("GFLOP/s", number("tflops", 0, 1e3)),
         ("diffusers", number("diffusers_tflops", 0, 1e3)),
         ("relL2 velocities", lambda r: f"{max(r['velocity_rel']):.1e}"),

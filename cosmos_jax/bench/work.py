@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import pallas_kernels.attention as kernels
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.sampling import schedules
 from cosmos_jax.sampling.generate import Job, framework_buffers
@@ -49,6 +50,12 @@ VERSUS = ModelConfig(
     name="scaled-nano", layers=4, hidden=1024, heads=8, kv_heads=2, mlp=3072, vocab=4096, action_dim=0, sound_dim=0
 )
 SCALING = dataclasses.replace(VERSUS, name="scaled-nano-2", layers=2, hidden=512, heads=4, kv_heads=1, mlp=1536)
+
+
+def attention(cfg: ModelConfig, size: Size, texts: tuple[int, int] = TEXTS) -> str:
+    """Which form the generator's attention takes, for a log."""
+    queries = size.tokens(cfg)
+    return kernels.describe(len(texts), cfg.heads, queries, max(texts) + queries)
 
 
 class _Length:

@@ -31,7 +31,10 @@ def prepare_generate(options) -> Work:
     """Check a `generate` request; the work writes its files."""
     if options.request:
         return request.prepare(options)
-    only = {"media", "sound_file", "noise", "dump_latents", "decode_video", "progress"}
+    only = {
+        "media", "mesh", "resolution", "aspect_ratio", "sound_file", "noise", "dump_latents", "decode_video",
+        "progress",
+    }  # fmt: skip
     if extra := sorted(n for n in only if getattr(options, n) is not None):
         raise ConfigError(f"--{extra[0]} goes with --request; give a request file, or leave it out.")
     if options.task is None:

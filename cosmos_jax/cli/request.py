@@ -6,17 +6,20 @@ checked before a weight is (docs/generate.md).
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from cosmos_jax import outputs
+from cosmos_jax import mesh, outputs
 from cosmos_jax.cli.options import require
 from cosmos_jax.config import ConfigError, PrecisionConfig
 from cosmos_jax.inference import noise
@@ -33,7 +36,7 @@ from data_pipelines import request_file
 REPLACES = {  # option → key of the request
     "image": "vision_path", "video": "vision_path", "actions": "action_path", "sound_file": "sound_path",
     "prompt": "prompt", "seed": "seed", "steps": "num_steps", "guidance": "guidance", "shift": "shift",
-    "num_frames": "num_frames", "sound": "enable_sound",
+    "num_frames": "num_frames", "sound": "enable_sound", "resolution": "resolution", "aspect_ratio": "aspect_ratio",
 }  # fmt: skip
 NOT_WITH = ("task", "solver", "config", "workdir")
 
@@ -72,7 +75,18 @@ def prepare(options) -> Callable[[], int | None]:
         )
     if any(isinstance(p, Question) for p in plans) and (how.noise is not None or options.dump_latents):
         raise ConfigError(f"{options.request} is answered in words; leave out --noise and --dump-latents.")
-    return lambda: _work(options, bundle, how, plans, out)
+    devices = _mesh(options.mesh, bundle, plans)
+    return lambda: _work(options, bundle, how, plans, out, devices)
+
+
+def _mesh(words: str | None, bundle: Bundle, plans: list[Item]) -> jax.sharding.Mesh | None:
+    """What --mesh says, of all devices; None: the first device alone. ConfigError for a mesh that does not fit."""
+    if words is None:
+        return None
+    built = mesh.build(mesh.parse(words))
+    seen = any(isinstance(p, Question) and p.sees for p in plans)
+    mesh.check_model(bundle.config if seen else dataclasses.replace(bundle.config, vision=None), built)
+    return built
 
 
 def _can_be_made(folder: Path, option: str) -> None:
@@ -105,9 +119,28 @@ class _Bars:
             self.bars.update(self.at, completed=task.total or 1, total=task.total or 1)
 
 
-def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path) -> None:
+def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path, devices: jax.sharding.Mesh | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     kept = programs.keep()
+    console.print(_where(devices), markup=False)
+    with contextlib.nullcontext() if devices is None else jax.set_mesh(devices):
+        _make(options, bundle, how, plans, out, console, kept)
+
+
+def _where(devices: jax.sharding.Mesh | None) -> str:
+    """A line about the devices that are used."""
+    first, *others = jax.devices()
+    if devices is not None:
+        sizes = ", ".join(f"{axis} {n}" for axis, n in devices.shape.items() if n > 1) or "one device"
+        return f"mesh: {sizes}; the transformer is divided, the VAEs run on {first}"
+    if others:
+        return f"only {first} of {1 + len(others)} devices is used; --mesh=fsdp={1 + len(others)} divides the weights"
+    return f"device: {first}"
+
+
+def _make(
+    options, bundle: Bundle, how: How, plans: list[Item], out: Path, console: Console, kept: programs.Programs
+) -> None:
     for r in {id(p.resolved): p.resolved for p in plans}.values():
         for line in lines(r):
             console.print(line, markup=False)
@@ -119,7 +152,10 @@ def _work(options, bundle: Bundle, how: How, plans: list[Item], out: Path) -> No
         shown = _Bars(bars, console)
         shown.say(f"denoising: {'one call a step, to be watched' if how.watched else 'all steps in one compiled call'}")
         runner = Runner(bundle, how, shown)
-        common = {"checkpoint": bundle.identity(), "compiled programs": str(kept.directory)}
+        common = {
+            "checkpoint": bundle.identity(), "compiled programs": str(kept.directory),
+            "mesh": dict(jax.sharding.get_mesh().shape),  # {}: one device
+        }  # fmt: skip
         for made in runner.run(plans):
             p = made.request
             where = out / p.name if len(plans) > 1 else out

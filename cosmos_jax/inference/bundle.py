@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from conversion import reasoner
 from conversion.check import ConversionError
 from conversion.source import ITEMS, Source, open_source
 from cosmos_jax import state as states
@@ -26,8 +27,10 @@ from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import scheduler_config
+from data_pipelines import preprocessor
 from data_pipelines.reasoner import Frontend
 from data_pipelines.tokenizer import ChatTokenizer
+from data_pipelines.vision import Eyes
 
 TOKENIZER = "text_tokenizer"
 CHUNK = 4  # latent frames that the video VAE decodes at a time; any number gives the same bits
@@ -92,13 +95,29 @@ class Bundle:
 
     @cached_property
     def frontend(self) -> Frontend:
-        """How the reasoner reads and sees."""
-        return Frontend.load(self.source.root)
+        """How the reasoner reads: by the tokenizer at the top, or that of text_tokenizer/. It has no eyes yet."""
+        top = self.source.root
+        return Frontend(ChatTokenizer.load(top) if (top / "tokenizer.json").is_file() else self.tokenizer)
+
+    @cached_property
+    def eyes(self) -> Eyes:
+        """How the reasoner's pictures are prepared. ValueError, one sentence, for a folder that does not say."""
+        return preprocessor.load(self.source.root)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's, and those that generation_config.json names."""
+        file = self.source.root / "generation_config.json"
+        told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        more = told if isinstance(told, list) else [] if told is None else [told]
+        return tuple(dict.fromkeys((self.frontend.tokenizer.eos, *more)))
 
     def _params(self, job: str, precision: Precision) -> dict:
         whole = cosmos.part(states.abstract_params(self.config, precision.dtype), job)
         if not self.has("vision_encoder") and not self.has("reasoner"):
             whole.pop("vit", None)
+        if not self.generates:
+            whole = reasoner.part(whole)
         kept = {
             k: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding) if k[:2] == ("io", *FLOAT32) else x
             for k, x in flatten_dict(whole).items()

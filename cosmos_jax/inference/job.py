@@ -7,12 +7,14 @@ with the conditions encoded it becomes an engine `Job`. Everything a user can ge
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
+from cosmos_jax import shard
 from cosmos_jax.inference import noise
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.conditions import Conditions
@@ -73,7 +75,8 @@ class Prepared:
         if before is not None:
             clip = transfer.seed(before, q.num_conditional_frames)
         elif controls.given is not None:
-            clip = transfer.pixels(transfer.seed(controls.given, q.num_first_chunk_conditional_frames, "first"))
+            first = transfer.seed(controls.given, q.num_first_chunk_conditional_frames, "first")
+            clip = transfer.pixels(first, controls.convention)
         else:
             clip = np.zeros((0,))
         clean = tuple(range(1 + (len(clip) - 1) // self.bundle.video_config.temporal)) if len(clip) else ()
@@ -91,8 +94,9 @@ class Prepared:
     def spec(self):
         return self.bundle.config.sequence
 
-    def pack(self, sample: Sample | None = None) -> tuple[dict, dict | None, np.ndarray | None]:
-        """The batch of the prompt, and that of the negative one if a step is guided: one row each, packed alike.
+    def pack(self, sample: Sample | None = None, count: int = 1) -> tuple[dict, dict | None, np.ndarray | None]:
+        """The batch of the prompt, and that of the negative one if a step is guided: packed alike, the sample in the
+        first `count` rows; empty rows follow where a mesh splits the rows into more parts.
 
         Third: [B,V] bool, the tokens that control guidance hides, if there is any.
         """
@@ -103,23 +107,34 @@ class Prepared:
             texts.append(dataclasses.replace(positive, prompt=self.prompts.negative))
         rounded = self.how.convention == "framework"  # its frame rates are bfloat16 (spec model.md §4.4)
         planned = [plan(s, self.bundle.tokenizer, self.spec, rounded) for s in texts]
-        bucket = tight_bucket(planned, 1, ROUND)
-        batches = [fill([[p]], bucket, self.spec) for p in planned]
-        hidden = context_tokens([planned[:1]], bucket) if s.context and self.guidance.control != 1 else None
+        parts = shard.row_parts()
+        bucket = tight_bucket(planned, -(-count // parts) * parts, ROUND)
+        batches = [fill([[p]] * count, bucket, self.spec) for p in planned]
+        hidden = context_tokens([planned[:1]] * count, bucket) if s.context and self.guidance.control != 1 else None
         return batches[0], batches[1] if len(batches) > 1 else None, hidden
 
-    def job(self, sample: Sample | None = None) -> Job:
-        """For the engine. sample: `blank` with its conditions encoded; None: the same shapes, to compile for."""
-        batch, uncond, hidden = self.pack(sample)
+    @property
+    def shares(self) -> bool:
+        """Whether other seeds of the request may be rows of its job: its noise is that of its seed, all of it."""
+        return self.controls is None and self.how.noise is None and self.schedule.noise is None
+
+    def job(self, sample: Sample | None = None, seeds: Sequence[int] = ()) -> Job:
+        """For the engine. sample: `blank` with its conditions encoded; None: the same shapes, to compile for.
+
+        seeds: of results in one job, a row for each (default: this one's); only where `shares` says so.
+        """
+        seeds = seeds or (self.seed,)
+        batch, uncond, hidden = self.pack(sample, len(seeds))
         s = self.blank if sample is None else sample
-        arrays = self.how.noise or noise.framework(self.seed, s, self.spec)
+        each = [self.how.noise or noise.framework(seed, s, self.spec) for seed in seeds]
         if self.controls and len(self.controls.plan.starts) > 1 and self.how.noise:  # only the shapes of a chunk count
-            arrays = {n: x[0] for n, x in arrays.items()}
+            each = [{n: x[0] for n, x in arrays.items()} for arrays in each]
         fresh, key = None, None
         if self.schedule.noise is not None:
-            fresh, key = self._fresh(arrays, batch, s), jax.random.key(self.seed)
+            fresh, key = self._fresh(each[0], batch, s), jax.random.key(self.seed)
+        rows = [noise.buffers(arrays, batch, s, self.spec, row) for row, arrays in enumerate(each)]
         return Job(
-            batch, noise.buffers(arrays, batch, s, self.spec), self.schedule, self.guidance, uncond,
+            batch, {n: sum(b[n] for b in rows) for n in rows[0]}, self.schedule, self.guidance, uncond,
             hidden, None if fresh else key, fresh,
         )  # fmt: skip
 
@@ -209,15 +224,19 @@ def _blank(r: Resolved, bundle: Bundle, how: How, conditions: Conditions, frames
                         for x in conditions.context)  # fmt: skip
     elif row.context == "controls":
         context = (_zeros(shape),) * len(r.request.hints)
-    sound = None
+    sound, clean_sound = None, None
     if r.sound:
         c = bundle.sound_config
-        sound = _zeros((cfg.sound_dim, -(-int(frames / r.fps * c.sampling_rate) // c.hop)))
+        whole, rest = divmod(int(frames / r.fps * c.sampling_rate), c.hop)
+        sound = _zeros((cfg.sound_dim, whole + (rest > 0)))
+        if row.sound == "clean" and how.convention == "framework":
+            clean_sound = whole  # it makes the latent anew that the sound does not fill (spec model.md §10, 29)
     weights = tuple(h.weight for h in r.request.hints.values())
     return Sample(
         r.task, "", 0, vision_latents=_zeros(shape), sound_latents=sound, actions=conditions.actions,
         domain=conditions.record.get("domain", 0), fps=r.fps,
-        clean_frames=r.clean_frames if row.action == "none" and row.clean_frames != ALL else None, context=context,
+        clean_frames=r.clean_frames if row.action == "none" and row.clean_frames != ALL else None,
+        clean_sound=clean_sound, context=context,
         weights=weights if how.convention == "framework" else (),  # diffusers: one attention over all controls
     )  # fmt: skip
 

@@ -85,13 +85,13 @@ def check(given: Arrays, s: Sample, spec: SequenceSpec, chunks: int = 1, draws: 
             raise ValueError(f"--noise: {name} is given, but the request has no such stream; leave it out.")
 
 
-def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec) -> dict[str, Any]:
-    """The arrays of the only sample of row 0, in buffers like `*_x0`; zero elsewhere, in context items too."""
+def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec, row: int = 0) -> dict[str, Any]:
+    """The arrays of the only sample of a row, in buffers like `*_x0`; zero elsewhere, in context items too."""
     out = {n: np.zeros(batch[f"{n}_x0"].shape, np.float32) for n in MODALITIES}
     for name in shapes(s, spec):
-        place = np.flatnonzero(batch[f"{name}_segment_ids"][0] == 0)
+        place = np.flatnonzero(batch[f"{name}_segment_ids"][row] == 0)
         tokens = _tokens(name, arrays[name], spec)
-        out[name][0, place[len(place) - len(tokens) :], : tokens.shape[1]] = tokens  # the target is the last item
+        out[name][row, place[len(place) - len(tokens) :], : tokens.shape[1]] = tokens  # the target is the last item
     return out
 
 

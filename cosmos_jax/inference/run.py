@@ -3,7 +3,8 @@
     compile (and refuse what does not fit) → encode conditions → read captions → denoise → decode → hand over
 
 In: `Prepared` requests of one checkpoint. Out: `Made`, one after the other, in their order. Every phase loads its
-weights once for all requests. Only a transfer of several chunks decodes while it denoises (transfer.py).
+weights once for all requests. Only a transfer of several chunks decodes while it denoises (transfer.py). On the mesh
+that has been entered the transformer is divided; the codecs run on the first device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from cosmos_jax import shard
 from cosmos_jax.codecs.avae import AVAECodec
 from cosmos_jax.codecs.wan import WanCodec
 from cosmos_jax.codecs.wan.codec import pixels
@@ -31,6 +33,8 @@ from cosmos_jax.sampling.generate import Job
 from data_pipelines.packing import unpack
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import task
+
+Group = Sequence[Prepared]  # results of one job, a row for each
 
 
 class Progress(Protocol):
@@ -86,13 +90,13 @@ class Runner:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
-    def compile(self, requests: Sequence[Prepared]) -> None:
+    def compile(self, groups: Sequence[Group]) -> None:
         """All programs of the denoising loop, before any weight is read. ConfigError if one does not fit."""
-        if not requests:
+        if not groups:
             return
-        with self.phase("compiling", len(requests)):
-            for p in requests:
-                self.engine(p.job())
+        with self.phase("compiling", len(groups)):
+            for g in groups:
+                self.engine(_job(g))
                 self.progress.step()
 
     def engine(self, job: Job) -> Engine:
@@ -130,11 +134,11 @@ class Runner:
 
     def run(self, requests: Sequence[Prepared | Question]) -> Iterator[Made]:
         """Everything, in the order of the requests."""
-        made = [r for r in requests if isinstance(r, Prepared)]
+        made = _together([r for r in requests if isinstance(r, Prepared)], shard.row_parts())
         questions = [r for r in requests if isinstance(r, Question)]
         self.compile(made)
-        samples = self.encode(made)
-        jobs = [p.job(s) for p, s in zip(made, samples, strict=True)]
+        samples = self.encode([g[0] for g in made])
+        jobs = [_job(g, s) for g, s in zip(made, samples, strict=True)]
         answers = iter(self.answer(questions))
         results = iter(self.denoise(made, samples, jobs, self.prefill(jobs)))
         for r in requests:
@@ -146,10 +150,10 @@ class Runner:
                 yield m
 
     def answer(self, questions: Sequence[Question]) -> list[Made]:
-        """Words. The reasoner's weights, its eye included, leave afterwards."""
+        """Words. The reasoner's weights, with its eye if there is something to see, leave afterwards."""
         if not questions:
             return []
-        params, out = self.load("reasoner", vision=True), []
+        params, out = self.load("reasoner", vision=any(q.sees for q in questions)), []
         for q in questions:
             with self.phase(f"answering {q.name}", 1):
                 out.append(Made(q, {}, text=q.answer(params)))
@@ -170,7 +174,8 @@ class Runner:
 
     def sample(self, p: Prepared) -> Sample:
         """The sample with its conditions encoded."""
-        return p.conditions.sample(p.blank, lambda x: self.video.encode(x), lambda x: self.sound.encode(x))
+        with shard.one_device():
+            return p.conditions.sample(p.blank, lambda x: self.video.encode(x), lambda x: self.sound.encode(x))
 
     def prefill(self, jobs: Sequence[Job]) -> list[Any]:
         """Keys and values of all captions; with several jobs they wait on the host. The text tower then leaves."""
@@ -185,18 +190,18 @@ class Runner:
         return out
 
     def denoise(
-        self, requests: Sequence[Prepared], samples: Sequence[Sample], jobs: Sequence[Job], caches: Sequence[Any]
+        self, groups: Sequence[Group], samples: Sequence[Sample], jobs: Sequence[Job], caches: Sequence[Any]
     ) -> list[Made]:
         """Latents of every request; the generator's weights then leave."""
-        if not requests:
+        if not groups:
             return []
         params, out = self.load("generator"), []
-        for p, s, job, cache in zip(requests, samples, jobs, caches, strict=True):
-            if p.controls:
-                out.append(self._transfer(params, p, cache))
+        for g, s, job, cache in zip(groups, samples, jobs, caches, strict=True):
+            if g[0].controls:
+                out.append(self._transfer(params, g[0], cache))
                 continue
-            with self.phase(f"denoising {p.name}", job.schedule.steps):
-                out.append(self.one(params, p, s, job, cache))
+            with self.phase(f"denoising {', '.join(p.name for p in g)}", job.schedule.steps):
+                out += self.several(params, g, s, job, cache)
         return out
 
     def _transfer(self, params: dict, p: Prepared, cache: Any) -> Made:
@@ -211,15 +216,21 @@ class Runner:
                 q, shown = p.chunk(i, parts[-1][0] if parts else None)
                 s = self.sample(q)
                 made.append(self.one(params, q, s, q.job(s), cache))
-                parts.append((self.video.decode_float(made[-1].latents["vision"]), shown))
-        clip = transfer.beside(pixels(transfer.join(parts, controls.plan.total)), controls, p.resolved)
+                with shard.one_device():
+                    parts.append((self.video.decode_float(made[-1].latents["vision"]), shown))
+        with shard.one_device():
+            clip = transfer.beside(pixels(transfer.join(parts, controls.plan.total)), controls, p.resolved)
         whole = Made(p, _stack([m.latents for m in made]), video=clip)
         whole.steps = _stack([m.steps for m in made if m.steps is not None])
         whole.step_seconds = [t for m in made for t in m.step_seconds]
         return whole
 
     def one(self, params: dict, p: Prepared, s: Sample, job: Job, cache: Any) -> Made:
-        """Denoise one job."""
+        """Denoise a job that holds one request."""
+        return self.several(params, (p,), s, job, cache)[0]
+
+    def several(self, params: dict, group: Group, s: Sample, job: Job, cache: Any) -> list[Made]:
+        """Denoise one job, whose rows are these requests."""
         times = [time.perf_counter()]
 
         def tick(_: int) -> None:
@@ -228,26 +239,33 @@ class Runner:
 
         result = self.engine(job).denoise(params, cache, job, tick)
         buffers, path = result if self.how.trajectory else (result, None)
-        latents = self._unpack(jax.device_get(buffers), job, s)
-        steps = None
-        if path is not None:
-            each = [
-                self._unpack({n: x[i] for n, x in path.items() if x.size}, job, s) for i in range(job.schedule.steps)
-            ]
-            steps = {n: np.stack([e[n] for e in each]) for n in each[0]}
+        host = jax.device_get(buffers)
         each_took = np.diff(times)
         if not self.how.watched:  # one call: nobody knows more than the mean
             each_took = np.full(len(each_took), each_took.mean())
-        return Made(p, latents, steps, step_seconds=each_took.tolist())
+        return [
+            Made(
+                p, self._unpack(host, job, s, row), None if path is None else self._path(path, job, s, row),
+                step_seconds=each_took.tolist(),
+            )
+            for row, p in enumerate(group)
+        ]  # fmt: skip
 
-    def _unpack(self, buffers: dict, job: Job, s: Sample) -> dict[str, np.ndarray]:
-        return unpack(buffers, job.batch, 0, 0, s, self.bundle.config.sequence)
+    def _path(self, path: dict, job: Job, s: Sample, row: int) -> dict[str, np.ndarray]:
+        """The latents after every step."""
+        each = [
+            self._unpack({n: x[i] for n, x in path.items() if x.size}, job, s, row) for i in range(job.schedule.steps)
+        ]
+        return {n: np.stack([e[n] for e in each]) for n in each[0]}
+
+    def _unpack(self, buffers: dict, job: Job, s: Sample, row: int) -> dict[str, np.ndarray]:
+        return unpack(buffers, job.batch, row, 0, s, self.bundle.config.sequence)
 
     def decode(self, m: Made) -> None:
         """Latents → actions, waves, pixels. Numbers first; video only where it is made and wanted."""
         row = task(m.request.resolved.task)
         wanted = row.makes_video if self.how.decode_video is None else self.how.decode_video and row.makes_video
-        with self.phase("decoding"):
+        with self.phase("decoding"), shard.one_device():
             self.finish(m)
             if wanted and m.video is None:
                 m.video = self.video.decode(m.latents["vision"])
@@ -266,6 +284,21 @@ class Runner:
         """Weights straight from their files to the device."""
         with self.phase(f"loading {job}"):
             return jax.block_until_ready(self.bundle.load(job, self.how.precision, vision))
+
+
+def _together(requests: Sequence[Prepared], rows: int) -> list[Group]:
+    """Neighbours that are seeds of one request, up to `rows` in a job: rows that a mesh would else leave empty."""
+    out: list[list[Prepared]] = []
+    for p in requests:
+        if out and len(out[-1]) < rows and p.shares and out[-1][0].resolved is p.resolved:
+            out[-1].append(p)
+        else:
+            out.append([p])
+    return list(out)
+
+
+def _job(group: Group, sample: Sample | None = None) -> Job:
+    return group[0].job(sample, [p.seed for p in group])
 
 
 def _merge(reasoner: dict, generator: dict) -> dict:

@@ -41,10 +41,11 @@ class Projections(nnx.Module):
         self.k_norm = norm() if qk_norm else None
         self.k_norm_for_gen = norm() if k_norm_for_gen else None
 
-    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array, precision: Precision):
+    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array, precision: Precision, for_gen: bool = True):
         """x [B,T,D] → q [B,T,Hq,d], k, k_for_gen, v [B,T,Hkv,d], all rotated but v.
 
         `k_for_gen` is the key that gen queries see: Edge normalises the raw und key for them alone (spec §2.2).
+        for_gen=False: there are none, and a reasoner that comes alone has no such norm; it is k then.
         """
 
         def project(w, out):
@@ -56,7 +57,7 @@ class Projections(nnx.Module):
             q, k = self.q_norm(q, precision), self.k_norm(k, precision)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         k_for_gen = k
-        if self.k_norm_for_gen is not None:
+        if for_gen and self.k_norm_for_gen is not None:
             k_for_gen = rope.rotate(self.k_norm_for_gen(raw, precision), cos, sin)
         return q, k, k_for_gen, v
 

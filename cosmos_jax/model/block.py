@@ -44,8 +44,8 @@ class Tower(nnx.Module):
         self.norm_post = RMSNorm(rngs, cfg.hidden, "hidden", cfg.norm_eps, cfg.norm_cast)
         self.mlp = MLP(rngs, cfg.hidden, cfg.mlp, cfg.mlp_act, normal(cfg.init_std))
 
-    def qkv(self, h, stream: Stream, precision):
-        return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, precision)
+    def qkv(self, h, stream: Stream, precision, for_gen: bool = True):
+        return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, precision, for_gen)
 
     def finish(self, h, attended, precision):
         """Residual, MLP, residual."""

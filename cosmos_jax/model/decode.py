@@ -32,7 +32,7 @@ def prefill(params: dict, cfg: ModelConfig, batch: dict, room: int, *, precision
     stream = Stream(*rope.tables(batch["und_positions"], cfg.rope_theta, cfg.rope_sections), segments)
 
     def layer(tower, h, i, _):
-        q, k, _, v = tower.qkv(h, stream, precision)
+        q, k, _, v = tower.qkv(h, stream, precision, for_gen=False)
         h = tower.finish(h, und_attention(q, k, v, segments, precision), precision)
         if deepstack is not None:
             h = h + stack._tap(deepstack, i)
@@ -65,7 +65,7 @@ def decode_step(
     filled = jnp.where(jnp.arange(cache.k.shape[2]) < lengths[:, None], 0, -1)
 
     def layer(tower, h, _, kv):
-        q, k, _, v = tower.qkv(h, stream, precision)
+        q, k, _, v = tower.qkv(h, stream, precision, for_gen=False)
         h = tower.finish(h, gen_attention(q, k, v, own, kv.k, kv.v, filled, precision), precision)
         return h, KV(k, v)
 

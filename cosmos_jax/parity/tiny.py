@@ -1,10 +1,10 @@
 """Tiny Cosmos 3 checkpoints with random weights, as PyTorch folders: `python -m cosmos_jax.parity.tiny --out=DIR`.
 
 In: a family, nano, edge or distilled. Out: DIR/diffusers (laid out as a released repository: transformer,
-vision_encoder, vae, scheduler, text_tokenizer, sound_tokenizer) and DIR/transformers (the reasoner), by the references'
-own `save_pretrained`. Every weight is random: the stock initialisation leaves norms at 1, embeddings and log-snakes at
-0, and hides whole classes of mistakes. The shapes keep what a port can get wrong: hidden ≠ heads·head_dim, grouped
-queries, odd strides.
+vision_encoder, vae, scheduler, text_tokenizer, sound_tokenizer, the reasoner's files at the top) and DIR/transformers
+(the reasoner alone), by the references' own `save_pretrained`. Every weight is random: the stock initialisation leaves
+norms at 1, embeddings and log-snakes at 0, and hides whole classes of mistakes. The shapes keep what a port can get
+wrong: hidden ≠ heads·head_dim, grouped queries, odd strides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cosmos_jax.codecs.wan.config import MEAN, STD
-from cosmos_jax.parity import prompts, tiny_tokenizer
+from cosmos_jax.parity import prompts, tiny_processor, tiny_tokenizer
 from cosmos_jax.parity.reference import rng
 from cosmos_jax.sampling import scheduler_config
 
@@ -204,6 +204,9 @@ def write(out: Path, family: str, stochastic: bool = True) -> list[Path]:
     whole = reasoner(FAMILY[family])
     whole.save_pretrained(out / "transformers")
     _beside(root, whole, family)
+    for folder in (root, out / "transformers"):
+        tiny_tokenizer.write(folder)
+        tiny_processor.write(folder, edge=family == "edge")
     return [root, out / "transformers"]
 
 

@@ -1,7 +1,8 @@
 """A tiny Qwen-style tokeniser for the tiny checkpoints: byte-level BPE, Qwen's control tokens, its chat template.
 
-In: nothing but the words below. Out: `text_tokenizer/` as a released repository has it, which transformers and
-`ChatTokenizer.load` both read. Ids of the visual tokens are those of the tiny reasoners' config.
+In: nothing but the words below. Out: the files of a tokenizer as released repositories have them in text_tokenizer/ and
+at their top, which transformers and `ChatTokenizer.load` both read. Ids of the visual tokens are those of the tiny
+reasoners' config.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ CONTROL = (  # the first four as in `prompts.TINY`
     "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|im_start|>",
     "<|im_end|>",
 )  # fmt: skip
+ID = {token: WORDS + i for i, token in enumerate(CONTROL)}
 TEMPLATE = (  # Qwen's chat format (spec model.md §4.1)
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"

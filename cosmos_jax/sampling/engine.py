@@ -71,6 +71,7 @@ class Engine:
         """
         self._must_fit(job)
         inputs, noise = _put(job.inputs, self.shapes[1]), _put(job.noise, self.shapes[2])
+        cache = jax.device_put(cache, self.programs["step"].input_shardings[0][1])  # it may have waited on the host
         params, rows = cosmos.part(params, "generator"), job.rows
         state, path, pending = self.programs["begin"](inputs["batch"], noise), [], None
 

@@ -66,6 +66,8 @@ def test_sound_to_video_and_back():
     sound = RNG.standard_normal((5, 20)).astype(np.float32)
     p = planned(make("sound2video", sound_latents=sound, clean_frames=(0,)))
     assert not p.noisy["sound"].any() and not p.noisy["vision"][:6].any() and p.noisy["vision"][6:].all()
+    p = planned(make("sound2video", sound_latents=sound, clean_frames=(), clean_sound=19))
+    assert p.noisy["sound"].tolist() == [False] * 19 + [True]
     p = planned(make("video2sound", sound_latents=sound))
     assert p.noisy["sound"].all() and not p.noisy["vision"].any()
 
@@ -154,6 +156,7 @@ def test_weighted_controls_each_have_an_attention():
         ("video2video", dict(clean_frames=(0, 0)), "each once"),
         ("video2video", dict(clean_frames=(0, 1, 2)), "nothing is left to make"),
         ("sound2video", dict(), "needs sound"),
+        ("text2video_sound", dict(clean_sound=1), "clean_sound=1 is for sound2video"),
         ("policy", dict(actions=np.zeros((9, 4))), "9 action rows, but 9 frames have 8 steps"),
         ("policy", dict(actions=np.zeros((8, 4)), action_start=0, clean_actions=1), "action_start=0 puts 1 before"),
         ("policy", dict(actions=np.zeros((9, 4)), action_start=0), "clean_actions=0 of 9 rows; give 1 … 8"),

@@ -245,6 +245,8 @@ SENTENCES = [
     ("ask", {"num_steps": 4}, "num_steps is for generation, not for reasoner"),
     ("ask", {"temperature": 0.5}, "temperature is 0.5, which does nothing without do_sample"),
     ("turns", {"prompt": "and?"}, "put everything into turns"),
+    ("fd", {"height": 96, "width": 96}, "height is given, but forward_dynamics is sized by image_size"),
+    ("transfer", {"share_vision_temporal_positions": False}, "controls that share time with the result; leave it out"),
     ("fd", {"action_chunk_size": 15}, "action_chunk_size is 15, but frames are 1 + 4k; use 12 or 16"),
     ("fd", {"action_chunk_size": 20}, "action_path has 16 rows, but action_chunk_size is 20"),
     ("fd", {"raw_action_dim": 7}, "raw_action_dim is 7, but a row of action_path has 10"),

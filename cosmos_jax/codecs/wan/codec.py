@@ -23,6 +23,9 @@ from cosmos_jax.precision import Precision
 class WanCodec:
     """`chunk`: latent frames per call of the device; one means two small programs for clips of every length.
 
+    `together`: of these, how many go through the network side by side: larger products, more memory, same result up to
+    round-off; not with `tile`.
+
     `tile`: None, or latents per side at a time, for a device with little memory: same result, slower (`vae.encode`).
     """
 
@@ -31,6 +34,7 @@ class WanCodec:
     precision: Precision = Precision("bfloat16")  # as the latents of the published models; float32: parity
     chunk: int = 1
     tile: int | None = None
+    together: int = 1
 
     def __post_init__(self):
         check_tile(self.tile)
@@ -49,7 +53,7 @@ class WanCodec:
         """
         if video.ndim != 4:
             raise ValueError(f"video has shape {video.shape}; the codec takes [frames,height,width,3].")
-        pieces = encode_pieces(self.params, self.cfg, video[None], self.precision, self.chunk, self.tile)
+        pieces = encode_pieces(self.params, self.cfg, video[None], self.precision, self.chunk, self.tile, self.together)
         return _gather(pieces).transpose(3, 0, 1, 2).copy()
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -66,7 +70,7 @@ class WanCodec:
                 f"latents have shape {latents.shape}; the codec takes [{self.channels},frames,height,width]."
             )
         batch = latents.transpose(1, 2, 3, 0)[None]
-        return decode_pieces(self.params, self.cfg, batch, self.precision, self.chunk, self.tile)
+        return decode_pieces(self.params, self.cfg, batch, self.precision, self.chunk, self.tile, self.together)
 
 
 def pixels(video: np.ndarray) -> np.ndarray:

@@ -120,16 +120,23 @@ def decode_step(
     return video, first | second
 
 
-def _one_by_one(step: Callable, x: jax.Array, size: int, cache: dict | None) -> tuple[jax.Array, dict]:
-    """x [B,T,…] through `step(cache, piece) -> (cache, y)`: one frame where the clip starts, then `size` at a time."""
+def _in_turn(step: Callable, x: jax.Array, size: int, cache: dict | None) -> tuple[jax.Array, dict]:
+    """x [B,T,…] through `step(cache, piece) -> (cache, y)`: one frame where the clip starts, then `size` at a time.
+
+    What does not fill the last `size` frames goes through together.
+    """
     out = []
     if cache is None:
         cache, y = step(None, x[:, :1])
         out, x = [y], x[:, 1:]
-    if x.shape[1]:
-        b, t, *rest = x.shape
-        cache, y = jax.lax.scan(step, cache, x.reshape(b, t // size, size, *rest).swapaxes(0, 1))
+    b, t, *rest = x.shape
+    whole = t - t % size
+    if whole:
+        cache, y = jax.lax.scan(step, cache, x[:, :whole].reshape(b, t // size, size, *rest).swapaxes(0, 1))
         out.append(y.swapaxes(0, 1).reshape(b, -1, *y.shape[3:]))
+    if t % size:
+        cache, y = step(cache, x[:, whole:])
+        out.append(y)
     return jnp.concatenate(out, 1), cache
 
 
@@ -141,21 +148,24 @@ def run_piece(
     cache: dict | None,
     precision: Precision,
     *window: Window,
+    together: int = 1,
 ) -> tuple[jax.Array, dict]:
     """One piece of a clip through one of the steps above → what it makes, and the cache for the next piece.
 
     Pieces of video: 1+4(c−1) frames without a cache, 4c frames with the cache of the piece before; of anything else: c
-    latent frames. Nothing is checked here.
+    latent frames. `together`: latent frames that go through the network side by side. Nothing is checked here.
     """
 
     def one(cache, frames):
         return step(params, cfg, frames, cache, precision, *window)[::-1]
 
-    return _one_by_one(one, x, cfg.temporal if step in (encode_step, encode_local) else 1, cache)
+    return _in_turn(one, x, together * (cfg.temporal if step in (encode_step, encode_local) else 1), cache)
 
 
 # The cache (3.3 GB for decoding 720p in bfloat16) is given up to its successor instead of being held twice.
-compiled_piece = jax.jit(run_piece, static_argnames=("step", "cfg", "precision"), donate_argnames=("cache",))
+compiled_piece = jax.jit(
+    run_piece, static_argnames=("step", "cfg", "precision", "together"), donate_argnames=("cache",)
+)
 
 
 def encode_pieces(
@@ -165,6 +175,7 @@ def encode_pieces(
     precision: Precision = FLOAT32,
     chunk: int | None = None,
     tile: int | None = None,
+    together: int = 1,
 ) -> Iterator[jax.Array]:
     """Latents, `chunk` latent frames per call of the device (None: one call). `video` may stay on the host.
 
@@ -174,7 +185,8 @@ def encode_pieces(
     check_tile(tile)
     spans = _pieces(1 + (video.shape[1] - 1) // cfg.temporal, chunk)
     if tile is None:
-        yield from _run(encode_step, params, cfg, (video[:, f] for f in _frames(cfg, spans)), precision)
+        source = (video[:, f] for f in _frames(cfg, spans))
+        yield from _run(encode_step, params, cfg, source, precision, together=together)
     else:
         yield from _run(encode_global, params, cfg, _features(params, cfg, video, precision, spans, tile), precision)
 
@@ -200,6 +212,7 @@ def decode_pieces(
     precision: Precision = FLOAT32,
     chunk: int | None = None,
     tile: int | None = None,
+    together: int = 1,
 ) -> Iterator[jax.Array | np.ndarray]:
     """Frames, `chunk` latent frames per call of the device (None: one call). `latents` may stay on the host.
 
@@ -210,19 +223,20 @@ def decode_pieces(
     spans = _pieces(latents.shape[1], chunk)
     source = (latents[:, start:stop] for start, stop in spans)
     if tile is None:
-        yield from _run(decode_step, params, cfg, source, precision)
+        yield from _run(decode_step, params, cfg, source, precision, together=together)
     else:
         features = list(map(np.asarray, _run(decode_global, params, cfg, source, precision)))
         yield from _video(params, cfg, features, precision, spans, tile)
 
 
 def _run(
-    step: Callable, params: dict, cfg: WanConfig, pieces: Iterable, precision: Precision, *window: Window
-) -> Iterator[jax.Array]:
+    step: Callable, params: dict, cfg: WanConfig, pieces: Iterable, precision: Precision, *window: Window,
+    together: int = 1,
+) -> Iterator[jax.Array]:  # fmt: skip
     """One clip, piece after piece; of whole frames, or of one `window`."""
     cache = None
     for x in pieces:
-        y, cache = compiled_piece(step, params, cfg, x, cache, precision, *window)
+        y, cache = compiled_piece(step, params, cfg, x, cache, precision, *window, together=together)
         yield y
 
 
