@@ -272,6 +272,7 @@ SENTENCES = [
     ("i2v", {"vision_path": "bad/folder.png"}, "a folder; name a file in it"),
     ("i2v", {"vision_path": "bad/cut.jpg"}, "cannot be read as an image"),
     ("i2v", {"vision_path": "bad/gif.png"}, "cannot be read as an image"),
+    ("s2v", {"sound_path": "bad/cut.wav"}, "sound_path is cut.wav, which promises 16044 bytes but holds 10696"),
     ("v2v", {"vision_path": "bad/cut.mp4"}, "vision_path is cut.mp4, which promises 25 frames but holds"),
     ("v2v", {"vision_path": "bad/playlist.mp4"}, "cannot be read as a video"),
     ("s2v", {"sound_path": "bad/noise.wav"}, "cannot be read as a sound"),

@@ -6,7 +6,7 @@ import json
 import av
 import numpy as np
 import pytest
-from inference.conftest import MODES, STEPS, arrays, said, watched
+from inference.kit import MODES, STEPS, arrays, said, watched
 
 from cosmos_jax import media, outputs
 from cosmos_jax.__main__ import main
