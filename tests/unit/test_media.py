@@ -1,5 +1,7 @@
 """Files survive the round trip: pictures, frame counts and rates, the moment of a sound, actions; clear refusals."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,16 @@ def test_a_file_without_the_stream_is_named(tmp_path):
     media.write_mp4(tmp_path / "a.mp4", clip(5), FPS)
     with pytest.raises(media.MediaError, match=r"a\.mp4 has no sound"):
         media.read_sound(tmp_path / "a.mp4", RATE)
+
+
+def test_the_same_clip_is_the_same_file():
+    rng = np.random.RandomState(0)
+    clip = rng.randint(0, 255, (9, 6, 8, 3)).astype(np.uint8).repeat(8, 1).repeat(10, 2)
+    sound = (rng.standard_normal((2, 270)) * 0.1).astype(np.float32)
+    made = set()
+    for _ in range(12):
+        for wave in (sound, None):
+            out = io.BytesIO()
+            media.write_mp4(out, clip, 10.0, wave, 300)
+            made.add(out.getvalue())
+    assert len(made) == 2
