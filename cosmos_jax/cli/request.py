@@ -26,7 +26,7 @@ from cosmos_jax.config import ConfigError, PrecisionConfig
 from cosmos_jax.inference import noise
 from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import Bundle
-from cosmos_jax.inference.job import How
+from cosmos_jax.inference.job import How, Prepared
 from cosmos_jax.inference.requests import Item, lines, plan
 from cosmos_jax.inference.run import Made, Runner
 from cosmos_jax.precision import resolve
@@ -48,6 +48,9 @@ def prepare(options) -> Callable[[], int | None]:
     for name in NOT_WITH:
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} does not go with --request; the request says what is made.")
+    for name, default in (("params", "ema"), ("scale", 4)):
+        if getattr(options, name) != default:
+            raise ConfigError(f"--{name} is for training runs here, not for --request; leave it out.")
     out = Path(options.out)
     _can_be_made(out, "out")
     if options.dump_latents:
@@ -181,11 +184,12 @@ def _make(
 
 
 def _write(where: Path, made: Made, bundle: Bundle) -> list[str]:
-    """Its files. H.264 quality 10 … 0 is CRF 12 … 52."""
+    """Its files. H.264 quality 10 … 0 is CRF 12 … 51; pictures are PNG, so image_save_quality changes nothing."""
     r = made.request.resolved
+    raw = isinstance(made.request, Prepared) and made.request.conditions.statistics is not None
     rate = bundle.sound_config.sampling_rate if made.sound is not None else 0
     quality = 10 if r.request.video_save_quality is None else r.request.video_save_quality
     return outputs.write(
         where, video=made.video, sound=made.sound, actions=made.actions, text=made.text, fps=r.fps or 24.0, rate=rate,
-        units="model", crf=min(12 + 4 * (10 - quality), 51),
+        units="raw" if raw else "model", crf=min(12 + 4 * (10 - quality), 51),
     )  # fmt: skip
