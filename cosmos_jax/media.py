@@ -17,6 +17,8 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_pipelines import embodiments
+
 Target = str | Path | io.BytesIO
 SOUND_RATE = 48_000  # of muxed AAC
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -164,12 +166,6 @@ def read_sound(path: str | Path, rate: int) -> np.ndarray:
 def read_actions(path: str | Path) -> np.ndarray:
     """JSON {"actions": [[…], …]} or a bare list → float32 [rows,width]."""
     try:
-        data = json.loads(_existing(path, "actions").read_text())
-        rows = np.asarray(data["actions"] if isinstance(data, dict) else data, np.float32)
-    except (json.JSONDecodeError, KeyError, ValueError) as e:
-        if isinstance(e, MediaError):
-            raise
-        raise MediaError(f'{path} is not JSON of the form {{"actions": [[…], …]}}.') from None
-    if rows.ndim != 2:
-        raise MediaError(f"{path}: actions must be a list of rows, got an array of shape {rows.shape}.")
-    return rows
+        return embodiments.read_actions(_existing(path, "actions"))
+    except ValueError as e:
+        raise e if isinstance(e, MediaError) else MediaError(str(e)) from None

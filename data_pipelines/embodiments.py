@@ -88,14 +88,16 @@ def width(body: Embodiment, given: int | None = None) -> int:
 
 
 def read_actions(path: str | pathlib.Path) -> np.ndarray:
-    """A JSON file [[…], …] → float32 [rows, width]. ValueError if it is missing or anything else."""
+    """A JSON file [[…], …] or {"actions": [[…], …]} → float32 [rows, width]. ValueError if it is anything else."""
     path = pathlib.Path(path)
     try:
         rows = json.loads(path.read_bytes())
     except OSError as e:
         raise ValueError(f"actions {path} cannot be read ({e.strerror}).") from e
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"actions {path} are not JSON ({e}).") from e
+        raise ValueError(f"{path} is not JSON ({e}); actions are a list of rows.") from e
+    if isinstance(rows, dict):
+        rows = rows.get("actions")
     good = isinstance(rows, list) and bool(rows) and all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows)
     if not good or not rows[0] or not all(type(v) in (int, float) and abs(v) < 1e30 for r in rows for v in r):
         raise ValueError(f"actions {path} must be a list of rows of numbers, all of one length.")

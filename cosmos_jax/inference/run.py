@@ -81,7 +81,6 @@ class Runner:
     def __init__(self, bundle: Bundle, how: How, progress: Progress | None = None):
         self.bundle, self.how, self.progress = bundle, how, progress or Quiet()
         self.seconds: dict[str, float] = {}
-        self.step_seconds: list[float] = []
         self.memory: list[str] = []
         self._engines: dict[Any, Engine] = {}
         self._codecs: dict[str, Any] = {}

@@ -170,6 +170,8 @@ def test_action_files(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[[1, 2.5], [3, -4]]")
     np.testing.assert_array_equal(read_actions(path), np.float32([[1, 2.5], [3, -4]]))
+    path.write_text('{"fps": 5, "actions": [[1, 2.5], [3, -4]]}')  # as `generate` writes them
+    np.testing.assert_array_equal(read_actions(path), np.float32([[1, 2.5], [3, -4]]))
     with pytest.raises(ValueError, match="cannot be read"):
         read_actions(tmp_path / "none.json")
     for text in ("[]", "{}", "[[]]", "[[1], [1, 2]]", '[["x"]]', "[[NaN]]", "[[true]]", "[1]", "[[1e99]]"):
@@ -177,5 +179,5 @@ def test_action_files(tmp_path):
         with pytest.raises(ValueError, match="must be a list of rows of numbers"):
             read_actions(path)
     path.write_text("[[1")
-    with pytest.raises(ValueError, match="are not JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         read_actions(path)
