@@ -15,7 +15,7 @@ def shared():
     def once(params, cfg, job, **how):
         leaves, tree = jax.tree.flatten((params, job.captions, job.inputs, job.noise, job.rows))
         shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
-        key = tree, shapes, cfg, job.forms, job.guidance.normalize, tuple(how.items())
+        key = tree, shapes, cfg, job.forms, job.guidance.normalize, tuple(how.items()), str(engine.NARROW)
         if key not in kept:
             kept[key] = build(params, cfg, job, **how)
         return kept[key]
