@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines import embodiments
+from data_pipelines.request_media import KINDS
 
 Target = str | Path | io.BytesIO
 SOUND_RATE = 48_000  # of muxed AAC
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CRF = 16  # of H.264: 0 is lossless, 51 is worst
 
 
@@ -109,7 +109,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """A video file → (uint8 [T,H,W,3], frames per second)."""
-    return read_frames(_existing(path, "video"))
+    return _decoded(_existing(path, "video"), None, False)
 
 
 def read_frames(path: str | Path, count: int | None = None, last: bool = False) -> tuple[np.ndarray, float]:
@@ -118,8 +118,12 @@ def read_frames(path: str | Path, count: int | None = None, last: bool = False) 
     count: no more than so many frames, the first ones or the `last` ones; nothing more is held in memory.
     """
     path = _existing(path, "video")
-    if path.suffix.lower() in PICTURES:
+    if KINDS.get(path.suffix.lower()) == "image":
         return read_image(path)[None], 0.0
+    return _decoded(path, count, last)
+
+
+def _decoded(path: Path, count: int | None, last: bool) -> tuple[np.ndarray, float]:
     kept: collections.deque[np.ndarray] = collections.deque(maxlen=count if last else None)
     try:
         with av.open(str(path)) as f:

@@ -22,7 +22,6 @@ from cosmos_jax import media
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "av", "pillow", "tokenizers")
 RECORD = "run.json"
-Made = Mapping[str, Any]
 
 
 def write(

@@ -49,8 +49,8 @@ def request_to_sample(
     """The sample of a request; `validate` has seen it.
 
     image uint8 [H,W,3]; video uint8 [T,H,W,3], whose leading frames are the condition; actions [rows,width] in raw
-    units; sound: make sound too, where the task leaves the choice (default: yes if the model can); num_frames of the
-    result, 1 + 4k. assets: codecs, action statistics and tokenizer (`toy_world.samples.ToyAssets` or its like).
+    units; sound: make sound too, where the task leaves the choice (default: with a clip, if the model can); num_frames
+    of the result, 1 + 4k. assets: codecs, action statistics and tokenizer (`toy_world.samples.ToyAssets` or its like).
     """
     row = task(name)
     if image is not None and video is not None:
@@ -79,7 +79,7 @@ def request_to_sample(
         latents[:, : known.shape[1]] = known
 
     fps = fps or canvas.fps
-    wants_sound = row.sound == "noisy" or (row.sound == "optional" and bool(spec.sound_dim) and sound is not False)
+    wants_sound = row.sound == "noisy" or (bool(spec.sound_dim) and (row.usually_sounds if sound is None else sound))
     seconds = frames / fps
     s = Sample(
         name,

@@ -34,6 +34,7 @@ from data_pipelines.request_values import (
     text,
     word,
 )
+from data_pipelines.transfer import HINTS
 
 MODES = {  # official names of model_mode → rows of tasks.TABLE; a row's own name is understood too
     "text2image": "text2image",
@@ -48,7 +49,6 @@ MODES = {  # official names of model_mode → rows of tasks.TABLE; a row's own n
     "reasoner": "reason",
 }
 OWN = ("text2video_sound", "sound2video", "video2sound", "policy", "transfer", "reason")
-HINTS = ("edge", "blur", "depth", "seg", "wsm")  # the order in which the model sees several controls
 STRENGTHS = ("very_low", "low", "medium", "high", "very_high")
 
 

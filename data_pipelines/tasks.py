@@ -31,6 +31,11 @@ class Task:
         return self.vision != "none"
 
     @property
+    def usually_sounds(self) -> bool:
+        """True when sound belongs to a sample that can have it. A still has some only where that is asked for."""
+        return self.sound in ("clean", "noisy") or (self.sound == "optional" and self.vision == "video")
+
+    @property
     def makes_video(self) -> bool:
         """True when some vision tokens are noisy."""
         return self.generates and self.clean_frames != ALL
@@ -38,7 +43,7 @@ class Task:
 
 TABLE: tuple[Task, ...] = (
     Task("reason", "none", 0, "none", "none", "question", summary="text from video: captions and answers"),
-    Task("text2image", "image", 0, "none", "none", "caption", 50, 4.0, 3.0, "one frame from text"),
+    Task("text2image", "image", 0, "none", "optional", "caption", 50, 4.0, 3.0, "one frame from text"),
     Task("text2video", "video", 0, "none", "none", "caption", 35, 6.0, 10.0, "a clip from text"),
     Task("text2video_sound", "video", 0, "none", "noisy", "caption", 35, 6.0, 10.0, "a clip with sound from text"),
     Task("image2video", "video", 1, "none", "optional", "caption", 35, 6.0, 10.0, "a clip from its first frame"),

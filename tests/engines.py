@@ -4,6 +4,7 @@ import contextlib
 from unittest import mock
 
 import jax
+import torch
 
 from cosmos_jax.sampling import engine
 
@@ -22,3 +23,13 @@ def shared():
 
     with mock.patch.object(engine, "build", once):
         yield
+
+
+@contextlib.contextmanager
+def beside_torch():
+    """`shared`, and one thread for PyTorch: several would only wait for each other, so small are the models."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with shared():
+        yield
+    torch.set_num_threads(before)

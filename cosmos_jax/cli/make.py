@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from cosmos_jax import media, outputs
 from cosmos_jax.cli import request
-from cosmos_jax.cli.options import config_of, require
+from cosmos_jax.cli.options import SPELT, config_of, require
 from cosmos_jax.config import ConfigError
 from cosmos_jax.pipeline import CANVAS, CHECKPOINTS, Pipeline
 from cosmos_jax.sampling import schedules
@@ -33,10 +33,11 @@ def prepare_generate(options) -> Work:
         return request.prepare(options)
     only = {
         "media", "mesh", "resolution", "aspect_ratio", "sound_file", "noise", "dump_latents", "decode_video",
-        "progress", "vae_tile",
+        "progress", "vae_tile", "prompt_convention", "precision",
     }  # fmt: skip
     if extra := sorted(n for n in only if getattr(options, n) is not None):
-        raise ConfigError(f"--{extra[0]} goes with --request; give a request file, or leave it out.")
+        name = SPELT.get(extra[0], extra[0])
+        raise ConfigError(f"--{name} goes with --request; give a request file, or leave it out.")
     if options.task is None:
         raise ConfigError("generate needs --task; `show` lists the tasks.")
     row = task(options.task)

@@ -24,7 +24,9 @@ COMMANDS = {
     "bench": "measure speed: `bench generate`",
     "show": "print a config: settings, parameters, tasks, tokens, mesh",
 }
-SPELT = {"source": "from", "target": "to"}  # `from` is a word of Python
+SPELT = {  # option → what is typed, where that is no name of Python
+    "source": "from", "target": "to", "dump_latents": "dump-latents", "prompt_convention": "prompt-convention",
+}  # fmt: skip
 LAYOUTS = ("orbax", "diffusers", "transformers", "native", "dcp")
 
 
@@ -93,8 +95,8 @@ def _parser() -> _Parser:
             p.add_argument("--sound_file", help="the sound that a video is made for")
             p.add_argument("--noise", help=".npz of initial noise: vision [C,T,h,w], sound [C,T], action [T,C]")
             p.add_argument("--dump-latents", help=".npz for the final latents, and those after every step")
-            p.add_argument("--prompt-convention", choices=("framework", "diffusers"), default="framework")
-            p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+            p.add_argument("--prompt-convention", choices=("framework", "diffusers"), help="default: framework")
+            p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="default: auto")
             p.add_argument(
                 "--vae_tile", type=int, help="latents per side at a time, where memory is short (default: all)"
             )

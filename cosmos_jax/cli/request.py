@@ -61,8 +61,8 @@ def prepare(options) -> Callable[[], int | None]:
     check_tile(options.vae_tile)
     bundle = Bundle.open(options.checkpoint)
     how = How(
-        convention=options.prompt_convention,
-        precision=resolve(PrecisionConfig(compute=options.precision)),
+        convention=options.prompt_convention or "framework",
+        precision=resolve(PrecisionConfig(compute=options.precision or "auto")),
         noise=noise.read(options.noise) if options.noise else None,
         trajectory=options.dump_latents is not None,
         decode_video=options.decode_video,

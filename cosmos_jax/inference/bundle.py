@@ -170,8 +170,3 @@ class Bundle:
         folder = self.source.folder
         paths = {p for c in folder.components.values() for p in c.tensors.files} if folder else set()
         return {str(p.relative_to(self.path)): p.stat().st_size for p in sorted(paths)}
-
-
-def describe(bundle: Bundle) -> str:
-    parts = ", ".join(bundle.source.components)
-    return f"{bundle.path}: {bundle.source.layout}, {parts}; {json.dumps(bundle.index) if bundle.index else 'no index'}"

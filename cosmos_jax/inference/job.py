@@ -21,13 +21,14 @@ from cosmos_jax.inference.conditions import Conditions
 from cosmos_jax.inference.transfer import Controls
 from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import scheduler_config, schedules
-from cosmos_jax.sampling.generate import Job
+from cosmos_jax.sampling.generate import Job, framework_buffers
 from cosmos_jax.sampling.guidance import Guidance
 from cosmos_jax.sampling.schedules import Schedule
 from data_pipelines import prompts, transfer
 from data_pipelines.packing import context_tokens, fill, plan, tight_bucket
 from data_pipelines.request_resolve import Resolved
-from data_pipelines.sample import Sample
+from data_pipelines.sample import Sample, vision_items
+from data_pipelines.schema import MODALITIES
 from data_pipelines.tasks import ALL, task
 
 ROUND = 16  # slots of a batch are rounded up, so that prompts of nearly the same length share a program
@@ -99,7 +100,7 @@ class Prepared:
         """The batch of the prompt, and that of the negative one if a step is guided: packed alike, the sample in the
         first `count` rows; empty rows follow where a mesh splits the rows into more parts.
 
-        Third: [B,V] bool, the tokens that control guidance hides, if there is any.
+        Third: [B,V] bool, the tokens of the context, which control guidance hides; None without a context.
         """
         s = self.blank if sample is None else sample
         positive = dataclasses.replace(s, prompt=self.prompts.positive, system=self.prompts.system)
@@ -111,7 +112,7 @@ class Prepared:
         parts = shard.row_parts()
         bucket = tight_bucket(planned, -(-count // parts) * parts, ROUND)
         batches = [fill([[p]] * count, bucket, self.spec) for p in planned]
-        hidden = context_tokens([planned[:1]] * count, bucket) if s.context and self.guidance.control != 1 else None
+        hidden = context_tokens([planned[:1]] * count, bucket) if s.context else None
         return batches[0], batches[1] if len(batches) > 1 else None, hidden
 
     @property
@@ -126,21 +127,25 @@ class Prepared:
         """
         seeds = seeds or (self.seed,)
         batch, uncond, hidden = self.pack(sample, len(seeds))
-        s = self.blank if sample is None else sample
-        each = [self.how.noise or noise.framework(seed, s, self.spec) for seed in seeds]
-        if self.controls and len(self.controls.plan.starts) > 1 and self.how.noise:  # only the shapes of a chunk count
-            each = [{n: x[0] for n, x in arrays.items()} for arrays in each]
+        given = self.how.noise
+        if sample is None:
+            made = {n: np.zeros_like(batch[f"{n}_x0"]) for n in MODALITIES}  # only the shapes count
+        elif given is None:
+            items = [x.shape for x in vision_items(sample)]
+            drawn = {(row, 0): (seed, items) for row, seed in enumerate(seeds)}
+            made = framework_buffers(batch, drawn, self.spec.patch)
+        else:
+            made = noise.buffers(given, batch, sample, self.spec)
         fresh, key = None, None
         if self.schedule.noise is not None:
-            fresh, key = self._fresh(each[0], batch, s), jax.random.key(self.seed)
-        rows = [noise.buffers(arrays, batch, s, self.spec, row) for row, arrays in enumerate(each)]
+            fresh, key = self._fresh(batch, self.blank if sample is None else sample), jax.random.key(self.seed)
         return Job(
-            batch, {n: sum(b[n] for b in rows) for n in rows[0]}, self.schedule, self.guidance, uncond,
-            hidden, None if fresh else key, fresh,
+            batch, made, self.schedule, self.guidance, uncond, hidden, None if fresh else key, fresh,
         )  # fmt: skip
 
-    def _fresh(self, arrays: noise.Arrays, batch: dict, s: Sample) -> dict | None:
+    def _fresh(self, batch: dict, s: Sample) -> dict | None:
         """What a distilled sampler adds, from the file of noise: buffers with a leading axis of steps."""
+        arrays = self.how.noise or {}
         given = {n.removesuffix(noise.FRESH): x for n, x in arrays.items() if n.endswith(noise.FRESH)}
         if not given:
             return None

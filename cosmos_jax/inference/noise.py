@@ -1,6 +1,6 @@
-"""Initial noise: of a seed, as the official framework draws it, or from a file; and latents back into files.
+"""Initial noise from a file, and latents back into one. (That of a seed is `generate.framework_buffers`.)
 
-In: a seed or an .npz with `vision` [C,T,h,w], `sound` [C,T], `action` [T,C] (any of them; float32). Out: the buffers of
+In: an .npz with `vision` [C,T,h,w], `sound` [C,T], `action` [T,C] (any of them; float32). Out: the buffers of
 a packed batch. Clean positions are overwritten by the conditions, so what stands there does not matter.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from cosmos_jax.outputs import appearing
-from cosmos_jax.sampling.generate import framework_noise
 from data_pipelines.packing import patchify
 from data_pipelines.sample import Sample
 from data_pipelines.schema import MODALITIES, SequenceSpec
@@ -33,11 +32,6 @@ def shapes(s: Sample, spec: SequenceSpec) -> dict[str, tuple[int, ...]]:
     if s.sound_latents is not None:
         out["sound"] = s.sound_latents.shape
     return out
-
-
-def framework(seed: int, s: Sample, spec: SequenceSpec) -> dict[str, np.ndarray]:
-    """Every modality from the same seed, each from its beginning (spec model.md §7.1)."""
-    return {name: framework_noise(seed, shape) for name, shape in shapes(s, spec).items()}
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -85,13 +79,13 @@ def check(given: Arrays, s: Sample, spec: SequenceSpec, chunks: int = 1, draws: 
             raise ValueError(f"--noise: {name} is given, but the request has no such stream; leave it out.")
 
 
-def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec, row: int = 0) -> dict[str, Any]:
-    """The arrays of the only sample of a row, in buffers like `*_x0`; zero elsewhere, in context items too."""
+def buffers(arrays: Arrays, batch: dict, s: Sample, spec: SequenceSpec) -> dict[str, Any]:
+    """The arrays of the only sample of row 0, in buffers like `*_x0`; zero elsewhere, in context items too."""
     out = {n: np.zeros(batch[f"{n}_x0"].shape, np.float32) for n in MODALITIES}
     for name in shapes(s, spec):
-        place = np.flatnonzero(batch[f"{name}_segment_ids"][row] == 0)
+        place = np.flatnonzero(batch[f"{name}_segment_ids"][0] == 0)
         tokens = _tokens(name, arrays[name], spec)
-        out[name][row, place[len(place) - len(tokens) :], : tokens.shape[1]] = tokens  # the target is the last item
+        out[name][0, place[len(place) - len(tokens) :], : tokens.shape[1]] = tokens  # the target is the last item
     return out
 
 
@@ -101,7 +95,6 @@ def _tokens(name: str, x: np.ndarray, spec: SequenceSpec) -> np.ndarray:
 
 def write(path: str | Path, latents: Arrays, steps: Arrays | None, spec: SequenceSpec) -> None:
     """Final latents and, as `vision_steps` …, those after every step; actions with all the model's channels."""
-
     table: dict[str, Any] = {n: wide(n, x, spec) for n, x in latents.items()}
     table |= {n + STEPS: wide(n, x, spec) for n, x in (steps or {}).items()}
     path = Path(path)

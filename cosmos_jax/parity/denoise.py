@@ -103,13 +103,17 @@ def _cache(params: dict, cfg: ModelConfig, both: dict, precision: Precision):
     return cosmos.und(params, cfg, both, precision=precision).cache
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "precision", "guided"))
-def _step(params, cfg: ModelConfig, both: dict, cache, state, t, row, scale, fresh, precision: Precision, guided: bool):
-    """(velocities before guidance, the state after this step)."""
-    x = guidance.stack(state.x, state.x) if guided else state.x
-    times = jax.numpy.full_like(both["segment_shift"], t)
-    v = cosmos.gen(params, cfg, both, x, times, cache, precision=precision)
-    whole = guidance.combine(v, scale) if guided else v
+@functools.partial(jax.jit, static_argnames=("cfg", "precision", "form"))
+def step(params, cfg: ModelConfig, rows, cache, state, row, fresh, precision: Precision, form: guidance.Form):
+    """(velocities of every branch of `form` before guidance, float32; the state after this step).
+
+    rows, cache: of the branches, stacked. row: one of `Schedule.rows`, with the scales "text" and "control".
+    """
+    x = guidance.stack(*[state.x] * len(form))
+    times = jax.numpy.full_like(rows["segment_shift"], row["timestep"])
+    v = cosmos.gen(params, cfg, rows, x, times, cache, precision=precision)
+    v = {n: a.astype(jax.numpy.float32) for n, a in v.items() if n in state.x}
+    whole = guidance.combine(v, row["text"], row["control"], form) if len(form) > 1 else v
     whole = {n: whole.get(n, jax.numpy.zeros_like(a)) for n, a in state.x.items()}
     return v, generate.solver_step(state, whole, row, fresh)
 
@@ -124,16 +128,17 @@ def check(g: Golden, params: dict, cfg: ModelConfig, plan: Schedule | None = Non
     path: list[Any] = [inputs.to_buffers(x, batches[0], cfg) for x in g.latents]
     noise = [inputs.to_buffers({n: a[i] for n, a in g.noise.items()}, batches[0], cfg) for i in range(len(path) - 1)]
 
-    def step(state, i):
-        row = {k: r[i] for k, r in plan.rows().items()}
-        return _step(params, cfg, both, cache, state, row["timestep"], row, np.float32(g.guidance), noise[i], HIGHEST,
-                     guided)  # fmt: skip
+    form = ("cond", "uncond") if guided else ("cond",)
+
+    def at_step(state, i):
+        row = {k: r[i] for k, r in plan.rows().items()} | {"text": np.float32(g.guidance), "control": np.float32(1)}
+        return step(params, cfg, both, cache, state, row, noise[i], HIGHEST, form)
 
     forced = free = generate.start(jax.tree.map(jax.numpy.asarray, path[0]))
     out: list[Row] = []
     for i in range(min(plan.steps, len(g.velocities))):
-        v, forced = step(forced._replace(x=path[i]), i)
-        _, free = step(free, i)
+        v, forced = at_step(forced._replace(x=path[i]), i)
+        _, free = at_step(free, i)
         ours = [
             inputs.to_reference({n: a[k : k + 1] for n, a in v.items()}, g.kws[0], cfg)
             for k in range(len(both["und_ids"]))

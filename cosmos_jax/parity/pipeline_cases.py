@@ -20,11 +20,11 @@ from PIL import Image
 from conversion.folder import Folder
 from cosmos_jax.parity.reference import rng
 from cosmos_jax.sampling import scheduler_config
+from data_pipelines.transfer import HINTS
 
 STEPS, LONG, CHUNK = 10, 35, 4
 PIPELINE, MODULAR, LOOP = "Cosmos3OmniPipeline", "modular pipeline", "hand-driven loop"
 SIZE = (48, 80)
-HINTS = ("edge", "blur", "depth", "seg", "wsm")  # the order in which the model sees them
 BASE: dict[str, Any] = dict(
     height=SIZE[0], width=SIZE[1], num_frames=9, num_steps=STEPS, guidance=3.0, fps=24, seed=7,
     prompt="A small robot moves across a table.", negative_prompt="bad",
@@ -116,6 +116,7 @@ def sound() -> list[Case]:
     """The same with sound."""
     with_sound = dict(enable_sound=True)
     return [
+        Case("t2i_sound", dict(BASE, model_mode="text2image", num_frames=1) | with_sound),
         Case("t2v_sound", dict(BASE, model_mode="text2video", num_steps=LONG, guidance=6.0) | with_sound),
         Case("i2v_sound_fps10", dict(I2V, fps=10) | with_sound, media=_picture()),
         Case("v2v_sound", V2V | with_sound, media=_clip()),

@@ -21,8 +21,8 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_te
 
 from cosmos_jax import media
 from cosmos_jax.parity import reference
-from cosmos_jax.parity.pipeline_cases import HINTS
 from cosmos_jax.parity.pipeline_trace import STATE, Probe
+from data_pipelines.transfer import HINTS
 
 EDIT = "You are a helpful assistant who will edit images based on the user's instructions."
 TRANSFER = (

@@ -7,7 +7,6 @@ Texts, media, packing, engine and codecs are those of cosmos_jax/inference; the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from conversion.folder import Folder
-from cosmos_jax.config import ModelConfig
 from cosmos_jax.inference.bundle import Bundle
 from cosmos_jax.inference.job import How, Prepared
 from cosmos_jax.inference.noise import FRESH, buffers, wide
 from cosmos_jax.inference.requests import plan
 from cosmos_jax.inference.run import Runner
-from cosmos_jax.model import cosmos
+from cosmos_jax.parity import denoise
 from cosmos_jax.parity.pipeline import Factory, Made
 from cosmos_jax.parity.pipeline_trace import Branch, Latents
 from cosmos_jax.precision import Precision
@@ -77,7 +75,8 @@ class Request:
 
     def _batches(self, job: generate.Job) -> dict[str, Any]:
         out = {"cond": job.batch, "uncond": job.uncond}
-        return out | ({} if job.controls is None else {"free": guiding.without(job.batch, jnp.asarray(job.controls))})
+        hidden = job.controls if "free" in guiding.union(job.forms) else None
+        return out | ({} if hidden is None else {"free": guiding.without(job.batch, jnp.asarray(hidden))})
 
     def forced(
         self, loop: int, latents: Sequence[Latents], context: Sequence[np.ndarray], fresh: Sequence[Latents]
@@ -95,14 +94,12 @@ class Request:
             state = generate.start(x) if state is None else state._replace(x=x)
             drawn = self._buffers(fresh[i], job, s) if fresh else None
             row = {k: v[i] for k, v in job.rows.items()}
-            v, state = _step(self.params["generator"], self.config, rows, cache, state, row, drawn, self.precision,
-                             self.form)  # fmt: skip
+            v, state = denoise.step(
+                self.params["generator"], self.config, rows, cache, state, row, drawn, self.precision, self.form
+            )
             each = [self._arrays(jax.tree.map(lambda a, k=k: a[k : k + 1], v), job, s) for k in range(len(self.form))]
-            after = _with_clean(self._arrays(state.x, job, s), given, self._noisy_of(job, s))
+            after = _with_clean(self._arrays(state.x, job, s), given, _noisy(job.batch, s))
             yield {NAMES[b]: e for b, e in zip(self.form, each, strict=True)}, after
-
-    def _noisy_of(self, job: generate.Job, s: Sample) -> dict[str, np.ndarray]:
-        return _noisy(job.batch, s)
 
     def free(self, noise: Sequence[Latents], fresh: Sequence[Sequence[Latents]]) -> Made:
         runner = Runner(self.bundle, self.prepared.how)
@@ -137,8 +134,7 @@ class Request:
         made = buffers(latents, job.batch, s, self.config.sequence)
         used = {n: x for n, x in made.items() if x.size}
         if s.context:
-            hidden = _context(job.batch, s)
-            used["vision"] = np.where(hidden[..., None], job.batch["vision_x0"], used["vision"])
+            used["vision"] = np.where(job.controls[..., None], job.batch["vision_x0"], used["vision"])
         return used
 
     def _arrays(self, x: dict, job: generate.Job, s: Sample) -> Latents:
@@ -179,14 +175,6 @@ def _noisy(batch: dict, s: Sample) -> dict[str, np.ndarray]:
     return out
 
 
-def _context(batch: dict, s: Sample) -> np.ndarray:
-    """[B,V] bool: tokens of the context items."""
-    place = np.flatnonzero(np.asarray(batch["vision_segment_ids"])[0] == 0)
-    out = np.zeros(batch["vision_segment_ids"].shape, bool)
-    out[0, place[: len(place) // len(vision_items(s)) * len(s.context)]] = True
-    return out
-
-
 def _with(blank: Sample, latents: Latents, context: Sequence[np.ndarray]) -> Sample:
     """The reference's latents as the sample's: the clean ones are its conditions."""
     new: dict[str, Any] = {"vision_latents": latents["vision"], "context": tuple(context)}
@@ -201,14 +189,3 @@ def _with_clean(after: Latents, before: Latents, noisy: dict[str, np.ndarray]) -
     """Conditions are put back after every step, as the engine does."""
     shape = {"vision": (1, -1, 1, 1), "sound": (1, -1), "action": (-1, 1)}
     return {m: np.where(noisy[m].reshape(shape[m]), x, before[m]) for m, x in after.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "precision", "form"))
-def _step(params, cfg: ModelConfig, rows, cache, state, row, fresh, precision: Precision, form: tuple[str, ...]):
-    """(velocities of every branch before guidance, the state after this step)."""
-    x = guiding.stack(*[state.x] * len(form))
-    times = jnp.full_like(rows["segment_shift"], row["timestep"])
-    v = cosmos.gen(params, cfg, rows, x, times, cache, precision=precision)
-    v = {n: a.astype(jnp.float32) for n, a in v.items() if n in state.x}
-    whole = guiding.combine(v, row["text"], row["control"], form) if len(form) > 1 else v
-    return v, generate.solver_step(state, whole, row, fresh)

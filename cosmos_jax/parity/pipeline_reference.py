@@ -25,9 +25,10 @@ from PIL import Image
 from conversion.folder import Folder
 from cosmos_jax import media
 from cosmos_jax.parity import pipeline_loops, reference, schedule
-from cosmos_jax.parity.pipeline_cases import HINTS, LOOP, MODULAR, PIPELINE, Case
+from cosmos_jax.parity.pipeline_cases import LOOP, MODULAR, PIPELINE, Case
 from cosmos_jax.parity.pipeline_trace import STATE, Latents, Probe, Recorded, Trace, masked, watch
 from cosmos_jax.sampling import scheduler_config
+from data_pipelines.transfer import HINTS
 
 SAMPLED = 4  # steps of a run whose velocities are also computed in bfloat16
 MODES = {"wam": "policy"}  # model_mode → the name in diffusers

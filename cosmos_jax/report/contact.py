@@ -18,14 +18,11 @@ SHOWN = ("task", "seed", "steps", "guidance", "shift", "height", "width", "num_f
 PROMPT = 400  # characters
 
 
-def write(out: Path, names: list[str], failed: dict[str, str] | None = None) -> Path:
-    """The page about these requests, in their order; failed: name → the sentence that says why."""
+def write(out: Path, names: list[str]) -> Path:
+    """The page about these requests, in their order."""
     runs = {n: json.loads((out / n / outputs.RECORD).read_text(encoding="utf-8")) for n in names}
     rows = [[_link(n), *(escape(_short(run.get(k))) for k in SHOWN)] for n, run in runs.items()]
     body = [("made", "What was made", cards([_card(n, run) for n, run in runs.items()], "wide"))]
-    if failed:
-        items = "".join(f'<p class="missing"><b>{escape(n)}</b>: {escape(why)}</p>' for n, why in failed.items())
-        body.append(("failed", "What was not", items))
     body.append(("settings", "Settings", table(["request", *SHOWN], rows)))
     done = f"<p>{len(runs)} request{'s' * (len(runs) != 1)}; every folder has its own run.json.</p>"
     with outputs.appearing(out / FILE) as path:

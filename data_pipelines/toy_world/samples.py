@@ -114,7 +114,7 @@ def make_sample(
         q, a = question or (CAPTION_REQUEST, e.caption)
         return Sample(name, q, sample_id, answer=a, fps=e.fps, frames=e.frames, frame_times=reason_times(e.fps))
     text = e.instruction if row.prompt == "instruction" else e.caption
-    sound = row.sound in ("clean", "noisy") or (row.sound == "optional" and with_sound)
+    sound = row.usually_sounds and (with_sound or row.sound != "optional")
     return Sample(
         name,
         text if prompt is None else prompt,

@@ -164,6 +164,8 @@ def test_assets_of_another_run(capsys, tmp_path, workdir, assets):
         (("forward_dynamics", "--image={}/image.png", "--actions={}/image.png"), ("image.png is not JSON",)),
         (("policy", "--image={}/image.png"), ("needs a prompt", "instruction")),
         (("reason", "--prompt=a"), ("needs an image or a video",)),
+        (("text2video", "--prompt=a", "--precision=bfloat16"), ("--precision goes with --request",)),
+        (("text2video", "--prompt=a", "--prompt-convention=framework"), ("--prompt-convention goes with",)),
     ],
 )
 def test_mistakes_in_a_request(capsys, tmp_path, workdir, files, words, says):

@@ -236,7 +236,7 @@ SENTENCES = [
     ("t2v", {"prompt": " "}, "prompt is missing"),
     ("t2v", {"num_frames": 1}, "num_frames is 1, but text2video makes a clip; use text2image"),
     ("t2i", {"num_frames": 25}, "text2image makes one frame"),
-    ("t2i", {"enable_sound": True}, "enable_sound is true, but text2image has no sound"),
+    ("i2i", {"enable_sound": True}, "enable_sound is true, but image2image has no sound"),
     ("s2v", {"enable_sound": False}, "enable_sound is false, but audio_image2video is about sound"),
     ("v2v", {"condition_frame_indexes_vision": [0, 7]}, "vision_path has 25 frames, but video2video needs 29"),
     ("i2v", {"num_frames": 5, "condition_frame_indexes_vision": [0, 1]}, "must leave some of the 2 latent frames"),

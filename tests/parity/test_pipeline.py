@@ -6,7 +6,6 @@ import json
 import engines
 import numpy as np
 import pytest
-import torch
 
 from conversion import folder
 from cosmos_jax.__main__ import main
@@ -16,12 +15,8 @@ from cosmos_jax.precision import HIGHEST, Precision
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
-    """PyTorch's threads would only wait for each other, so small are the models; engines are compiled once."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with engines.shared():
+    with engines.beside_torch():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

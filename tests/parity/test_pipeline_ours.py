@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from conversion import folder
 from cosmos_jax.inference import job
-from cosmos_jax.parity import pipeline, pipeline_cases, pipeline_ours, pipeline_reference, rows, run, tiny
+from cosmos_jax.parity import denoise, pipeline, pipeline_cases, pipeline_ours, pipeline_reference, rows, run, tiny
 from cosmos_jax.precision import HIGHEST
 from cosmos_jax.sampling import scheduler_config
 from cosmos_jax.sampling.guidance import Guidance
@@ -36,12 +35,8 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
-    """PyTorch's threads would only wait for each other, so small are the models; engines are compiled once."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with engines.shared():
+    with engines.beside_torch():
         yield
-    torch.set_num_threads(before)
 
 
 def record(opened, names, short=True):
@@ -165,13 +160,13 @@ def test_without_a_mistake_the_long_run_passes(long, monkeypatch):
 
 def test_latents_that_are_rounded_to_bfloat16_are_named(long, monkeypatch):
     monkeypatch.setattr(job, "ROUND", 160)
-    real = pipeline_ours._step
+    real = denoise.step
 
     def rounded(*args):
         v, state = real(*args)
         return v, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), state)
 
-    monkeypatch.setattr(pipeline_ours, "_step", rounded)
+    monkeypatch.setattr(denoise, "step", rounded)
     r, ours = long
     found = pipeline.forced_rows(r, 0, ours(), depth=3)
     assert rows.first_divergence(found).what == LATENTS

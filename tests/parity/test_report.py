@@ -29,18 +29,9 @@ PARTS = {
         "sound tokeniser",
         "reasoner",
         "pipeline",
-    ],
-    "edge": [
-        "positions and layout",
-        "transformer",
-        "gradients",
-        "scheduler",
-        "denoising",
-        "video VAE",
-        "reasoner",
-        "pipeline",
-    ],
+    ]
 }
+PARTS["edge"] = [part for part in PARTS["nano"] if part != "sound tokeniser"]
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,17 @@ def test_pieces_change_no_bit(run, what, chunk):
     np.testing.assert_array_equal(run(what, 9, chunk), run(what, 9, None))
 
 
+@pytest.mark.parametrize(("chunk", "together"), ((4, 2), (None, 4)))
+def test_frames_side_by_side_make_the_same(world, run, chunk, together):
+    """5 latent frames: 1, 2 and 1 in a piece of 4, and 1 in the next; or 1 and 4 in a single piece."""
+    latents, video = (
+        np.concatenate(list(f(world.params, CFG, x, HIGHEST, chunk, together=together)), 1)
+        for f, x in ((vae.encode_pieces, world.video), (vae.decode_pieces, world.latents))
+    )
+    close(latents, run("encode", 17, 1), 1e-6)
+    close(video, run("decode", 17, 1), 1e-6)
+
+
 @pytest.mark.parametrize("n", FRAMES[:-1])
 def test_a_prefix_needs_only_its_own_frames(run, n):
     """Bit-identical, so encoding the first frames of a clip is enough to condition on them."""
