@@ -1,7 +1,7 @@
 """The same attention as `reference.py`, tile by tile: memory for one tile of scores, whatever the length.
 
-In: q, k, v of one or two key sets and their segment ids. Out: attended values, zero on padding. Plain XLA, on any
-platform.
+In: q, k, v of one or more key sets and their masks. Out: attended values, zero on padding, and the log-sum-exp. Plain
+XLA, on any platform.
 
     for each row, for each query block:  running (sum of p·v, max, sum of p)
         for each key block:  nothing visible → skip;  everything visible → no mask;  else → masked scores
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-SKIP, ALL, SOME = 0, 1, 2  # what of a tile is visible
+from pallas_kernels.attention.segments import by_range, code
+
 NOTHING = jnp.finfo(jnp.float32).min  # the running max before any key; finite, so that exp(-inf − max) is 0
 
 
@@ -39,14 +40,13 @@ ACCELERATOR = Tiles(queries=512, keys=1024, one_head=False, skip=False)
 
 
 def attend(
-    q: jax.Array, q_ids: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], scale: float, *,
-    tiles: Tiles, causal: bool = False, precision=None,
-) -> jax.Array:  # fmt: skip
+    q: jax.Array, q_ids: jax.Array, parts: list[tuple], scale: float, *, tiles: Tiles, precision=None
+) -> tuple[jax.Array, jax.Array]:
     """Attend inside each segment with one softmax over several key sets.
 
-    q [B,Tq,Hq,d], q_ids [B,Tq]; parts: (k [B,Tk,Hkv,d], v, ids [B,Tk]) each, negative ids are padding. Query head h
-    reads key head h // (Hq / Hkv). causal: key j is visible to queries i ≥ j (for keys that are the queries' own).
-    Returns [B,Tq,Hq,d] in q's dtype; a query that sees nothing gets 0.
+    q [B,Tq,Hq,d], q_ids [B,Tq]; parts: (k [B,Tk,Hkv,d], v, ids [B,Tk], limit [B,Tq] or None) each, as in `Masks`.
+    Query head h reads key head h // (Hq / Hkv). Returns [B,Tq,Hq,d] in q's dtype and the log-sum-exp [B,Hq,Tq]; a query
+    that sees nothing gets 0 and −inf.
     """
     b, tq, hq, d = q.shape
     hkv = parts[0][0].shape[2]
@@ -56,43 +56,48 @@ def attend(
     n, size = q.shape[1:3]
     q = q.reshape(b, n, size, hkv, group, d).transpose(0, 3, 1, 4, 2, 5).reshape(b, hkv, n, group * size, d)
     sides = []
-    for k, v, ids in parts:
+    for k, v, ids, limit in parts:
         ids = _blocks(ids, tiles.keys, -1)
+        limit = None if limit is None else _blocks(limit, tiles.queries, 0)
         k, v = (_blocks(x, tiles.keys).transpose(0, 3, 1, 2, 4) for x in (k, v))  # [B,Hkv,blocks,keys,d]
-        sides.append((k, v, ids, _kinds(q_ids, ids, causal)))
+        kinds = jax.vmap(lambda *x: code(*by_range(*x)))(q_ids, ids, limit)
+        sides.append((k, v, (ids, limit, kinds)))
 
     def row(args):
         q, q_ids, sides = args
-        heads = (q, [(k, v) for k, v, _, _ in sides])
-        ids = [(ids, kinds) for _, _, ids, kinds in sides]
-        one = functools.partial(_head, q_ids=q_ids, ids=ids, scale=scale, tiles=tiles, causal=causal, dot=precision)
+        heads = (q, [(k, v) for k, v, _ in sides])
+        masks = [mask for _, _, mask in sides]
+        one = functools.partial(_head, q_ids=q_ids, masks=masks, scale=scale, tiles=tiles, dot=precision)
         return jax.lax.map(one, heads) if tiles.one_head else jax.vmap(one)(heads)
 
-    out = jax.lax.map(row, (q, q_ids, sides))  # [B,Hkv,blocks,group·queries,d]
-    out = out.reshape(b, hkv, n, group, size, d).transpose(0, 2, 4, 1, 3, 5)
-    return out.reshape(b, n * size, hq, d)[:, :tq]
+    out, lse = jax.lax.map(row, (q, q_ids, sides))  # [B,Hkv,blocks,group·queries,d or 1]
+    out = out.reshape(b, hkv, n, group, size, d).transpose(0, 2, 4, 1, 3, 5).reshape(b, n * size, hq, d)
+    lse = lse.reshape(b, hkv, n, group, size).transpose(0, 1, 3, 2, 4).reshape(b, hq, n * size)
+    return out[:, :tq], lse[:, :, :tq]
 
 
-def _head(args, q_ids, ids, scale, tiles, causal, dot):
-    """One key head of one row: q [blocks, group·queries, d] → the same shape."""
+def _head(args, q_ids, masks, scale, tiles, dot):
+    """One key head of one row: q [blocks, group·queries, d] → the same shape, and the log-sum-exp."""
     q, keys = args
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(xs):
-        q, q_ids, i, kinds = xs
+        q, q_ids, masks = xs
         total = jnp.zeros_like(q, jnp.float32)  # like q: inside shard_map a carry must vary as its update does
         state = total, jnp.full_like(total[:, :1], NOTHING), total[:, :1]
-        for (k, v), (k_ids, _), kind in zip(keys, ids, kinds, strict=True):
-            step = functools.partial(_tile, q=q, q_ids=q_ids, i=i, scale=scale, tiles=tiles, causal=causal, dot=dot)
+        for (k, v), k_ids, (limit, kinds) in zip(keys, ids, masks, strict=True):
+            step = functools.partial(_tile, q=q, q_ids=q_ids, limit=limit, scale=scale, tiles=tiles, dot=dot)
             step = jax.checkpoint(step, prevent_cse=False)
-            state, _ = jax.lax.scan(step, state, (k, v, k_ids, jnp.arange(len(k)), kind))
-        total, _, weight = state
-        return (total / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)).astype(q.dtype)
+            state, _ = jax.lax.scan(step, state, (k, v, k_ids, jnp.arange(len(k)), kinds))
+        total, top, weight = state
+        least = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+        return (total / least).astype(q.dtype), jnp.where(weight > 0, top + jnp.log(least), -jnp.inf)
 
-    return jax.lax.map(block, (q, q_ids, jnp.arange(len(q)), [kinds for _, kinds in ids]))
+    ids = [ids for ids, _, _ in masks]
+    return jax.lax.map(block, (q, q_ids, [(limit, kinds) for _, limit, kinds in masks]))
 
 
-def _tile(state, xs, q, q_ids, i, scale, tiles, causal, dot):
+def _tile(state, xs, q, q_ids, limit, scale, tiles, dot):
     """Add the keys of one tile to the running softmax: state = (sum of p·v, max, sum of p), all float32."""
     k, v, k_ids, j, kind = xs
     group, queries, keys = len(q) // len(q_ids), len(q_ids), len(k_ids)
@@ -102,8 +107,8 @@ def _tile(state, xs, q, q_ids, i, scale, tiles, causal, dot):
         s = jnp.einsum("rd,kd->rk", q, k, precision=dot, preferred_element_type=jnp.float32) * scale
         if masked:
             mask = (q_ids[:, None] == k_ids) & (q_ids[:, None] >= 0)
-            if causal:
-                mask &= i * queries + jnp.arange(queries)[:, None] >= j * keys + jnp.arange(keys)
+            if limit is not None:
+                mask &= j * keys + jnp.arange(keys) < limit[:, None]
             s = jnp.where(mask, s.reshape(group, queries, keys), -jnp.inf).reshape(s.shape)
         new = jax.lax.stop_gradient(jnp.maximum(top, s.max(-1, keepdims=True)))
         p, shrink = jnp.exp(s - new), jnp.exp(top - new)
@@ -123,23 +128,3 @@ def _blocks(x: jax.Array, most: int, fill=0) -> jax.Array:
     size = -(-t // n)
     x = jnp.pad(x, ((0, 0), (0, n * size - t), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
     return x.reshape(x.shape[0], n, size, *x.shape[2:])
-
-
-def _kinds(q_ids: jax.Array, k_ids: jax.Array, causal: bool) -> jax.Array:
-    """[B,n,queries], [B,m,keys] → [B,n,m] of SKIP, ALL, SOME. Sound for any ids, sharp where segments are runs."""
-    q_low, q_high = (x[:, :, None] for x in _range(q_ids))
-    k_low, k_high = (x[:, None] for x in _range(k_ids))
-    seen = (q_low <= k_high) & (k_low <= q_high)
-    whole = (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
-    whole &= (q_ids.min(-1) >= 0)[:, :, None] & (k_ids.min(-1) >= 0)[:, None]
-    if causal:
-        (n, queries), (m, keys) = q_ids.shape[1:], k_ids.shape[1:]
-        q_first, k_first = jnp.arange(n)[:, None] * queries, jnp.arange(m) * keys
-        seen &= k_first < q_first + queries
-        whole &= k_first + keys <= q_first + 1
-    return jnp.where(whole, ALL, jnp.where(seen, SOME, SKIP))
-
-
-def _range(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lowest and highest segment of each block; padding alone is an empty range."""
-    return jnp.where(ids < 0, jnp.iinfo(ids.dtype).max, ids).min(-1), ids.max(-1)

@@ -1,6 +1,7 @@
 """Asymmetric packed attention in plain XLA: the definition of "correct" for every later kernel.
 
-In: projected, rotated q, k, v of the two streams and their segment ids. Out: attended values, zero on padding.
+In: projected, rotated q, k, v of the two streams and their masks. Out: attended values, zero on padding, and the
+logarithm of the softmax's denominator.
 
     und queries: causal, over und keys of the same segment
     gen queries: unmasked, over und *and* gen keys of the same segment, in one softmax
@@ -19,11 +20,12 @@ import jax.numpy as jnp
 @functools.partial(jax.checkpoint, static_argnums=(2, 3))
 def attend(
     q: jax.Array, parts: list[tuple[jax.Array, jax.Array, jax.Array]], scale: float, precision=None
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Attend with one softmax over several key sets.
 
     q: [B, Tq, Hq, d]. parts: (k [B, Tk, Hkv, d], v [B, Tk, Hkv, d], mask [B, Tq, Tk] bool) each. Query head h reads key
-    head h // (Hq / Hkv). Softmax in float32. Returns [B, Tq, Hq, d] in q's dtype; a query that sees nothing gets 0.
+    head h // (Hq / Hkv). Softmax in float32. Returns [B, Tq, Hq, d] in q's dtype and the log-sum-exp of the scores
+    [B, Hq, Tq] float32; a query that sees nothing gets 0 and −inf.
     """
     b, tq, hq, d = q.shape
     hkv = parts[0][0].shape[2]
@@ -41,8 +43,10 @@ def attend(
         total = total + p.sum(-1, keepdims=True)
         p = p.astype(v.dtype).reshape(b, hkv, group * tq, v.shape[1])
         out = out + jnp.einsum("bhrk,bkhd->bhrd", p, v, precision=precision, preferred_element_type=jnp.float32)
-    out = out.reshape(b, hkv, group, tq, d) / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, tq, hq, d).astype(q.dtype)
+    tiny = jnp.finfo(jnp.float32).tiny
+    out = out.reshape(b, hkv, group, tq, d) / jnp.maximum(total, tiny)
+    lse = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, tiny)), -jnp.inf).reshape(b, hq, tq)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, tq, hq, d).astype(q.dtype), lse
 
 
 def _max_over_parts(scores: list[jax.Array]) -> jax.Array:
@@ -57,6 +61,7 @@ def same_segment(q_segment_ids: jax.Array, k_segment_ids: jax.Array) -> jax.Arra
     return (q_segment_ids[:, :, None] == k_segment_ids[:, None, :]) & (q_segment_ids[:, :, None] >= 0)
 
 
-def causal(t: int) -> jax.Array:
-    """[t, t]: query i may see key j ≤ i."""
-    return jnp.tril(jnp.ones((t, t), bool))
+def seen(q_ids: jax.Array, k_ids: jax.Array, limit: jax.Array | None) -> jax.Array:
+    """[B, Tq], [B, Tk], [B, Tq] → [B, Tq, Tk]: who sees whom (segments.py). limit None: all of the sample."""
+    mask = same_segment(q_ids, k_ids)
+    return mask if limit is None else mask & (jnp.arange(k_ids.shape[1]) < limit[:, :, None])

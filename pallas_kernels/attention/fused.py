@@ -1,0 +1,113 @@
+"""What the fused backends share: buffers instead of rows, one derivative, one list of who can run where.
+
+A backend is a module with
+
+    HEAD_DIM     multiple that head_dim is padded to
+    HEADS_FIRST  True: q, k, v, o are [heads, tokens, d]; False: [tokens, heads, d]
+    tiles(queries, keys, kind) -> Tiles     hashable, for buffers of at least so many tokens on a device of this kind;
+                                            Tiles.pad: the multiples that both buffers are padded to; str(): for a log
+    plan(flat, tiles) -> lists              what to visit, forward and backward: a pytree of arrays
+    forward(q, k, v, flat, lists, tiles, scale, interpret) -> (o, lse [Hq,Tq] float32, natural, −inf: nothing seen)
+    backward(q, k, v, o, do, lse, delta, flat, lists, tiles, scale, interpret) -> (dq, dk, dv)
+
+and neither knows what a row, a stream or a sample is. The gradient of the log-sum-exp costs nothing: it enters where
+rowsum(do · o) does (spec kernels.md a.1).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels import platform
+from pallas_kernels.attention.segments import Flat, Masks, flatten
+
+BACKENDS = {"mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}  # name → module beside this file
+DEFAULT = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu",)}  # platform → what `auto` takes if it can run
+HOPPER = ("H100", "H200", "GH200", "H800", "H20")
+SAVED = ("attn_out", "attn_lse")  # names under which rematerialisation may keep them (cosmos_jax/model/stack.py)
+
+
+def refusal(name: str, dtype, device: platform.Device) -> str | None:
+    """Why this backend cannot run for operands of `dtype` on `device`; None if it can."""
+    if name == "mosaic_gpu" and jax.__version_info__ < (0, 11):
+        return f"it needs jax ≥ 0.11 (Python ≥ 3.12), here is {jax.__version__}"
+    if platform.interpreting():
+        return None
+    if name == "mosaic_tpu" and device.platform != "tpu":
+        return f"it needs a TPU, this is {device.kind}"
+    if name == "mosaic_gpu" and not any(h in device.kind for h in HOPPER):
+        return f"it needs a Hopper GPU (sm_90), this is {device.kind}"
+    if name == "mosaic_gpu" and jnp.dtype(dtype) != jnp.bfloat16:
+        return f"it multiplies bfloat16, not {jnp.dtype(dtype)}"
+    return None
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"pallas_kernels.attention.{BACKENDS[name]}")
+
+
+def tiles(name: str, queries: int, keys: int):
+    """The backend's tiles for buffers of so many tokens on the device that is traced for."""
+    return _module(name).tiles(queries, keys, platform.device().kind)
+
+
+def plan(masks: Masks, name: str, sizes=None):
+    """(`Flat`, the backend's lists, its tiles). sizes: tiles to take instead of the tuned ones."""
+    sizes = sizes or tiles(name, masks.q_ids.size, sum(ids.size for ids in masks.k_ids))
+    flat = flatten(masks, *sizes.pad)
+    return flat, _module(name).plan(flat, sizes), sizes
+
+
+def named(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both under the names by which rematerialisation can keep them."""
+    return checkpoint_name(out, SAVED[0]), checkpoint_name(lse, SAVED[1])
+
+
+def attend(q, k: tuple, v: tuple, flat: Flat, lists, sizes, name: str, scale: float):
+    """[B,Tq,Hq,d], key sets [B,Tk,Hkv,d] each → ([B,Tq,Hq,d], log-sum-exp [B,Hq,Tq])."""
+    backend = _module(name)
+    b, tq, hq, d = q.shape
+    k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
+
+    def buffer(x, tokens):
+        x = x.reshape(-1, *x.shape[2:])
+        x = jnp.pad(x, ((0, tokens - x.shape[0]), (0, 0), (0, -d % backend.HEAD_DIM)))
+        return x.swapaxes(0, 1) if backend.HEADS_FIRST else x
+
+    q, k, v = buffer(q, len(flat.q_ids)), buffer(k, len(flat.k_ids)), buffer(v, len(flat.k_ids))
+    out, lse = _kernel(q, k, v, flat, lists, (name, sizes, scale, platform.interpreting()))
+    out = out.swapaxes(0, 1) if backend.HEADS_FIRST else out
+    return out[: b * tq, :, :d].reshape(b, tq, hq, d), lse[:, : b * tq].reshape(hq, b, tq).swapaxes(0, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _kernel(q, k, v, flat: Flat, lists, how: tuple):
+    """how: (backend, its tiles, scale, whether it is simulated)."""
+    name, *rest = how
+    return _module(name).forward(q, k, v, flat, lists, *rest)
+
+
+def _forward(q, k, v, flat, lists, how):
+    # Named here, inside the rule: a name outside would keep a copy, and the kernel would run again all the same.
+    name, *rest = how
+    out, lse = named(*_module(name).forward(q, k, v, flat, lists, *rest))
+    return (out, lse), (q, k, v, flat, lists, out, lse)
+
+
+def _backward(how, saved, cotangents):
+    q, k, v, flat, lists, out, lse = saved
+    do, dlse = cotangents
+    name, *rest = how
+    delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), -1)
+    delta = (delta if _module(name).HEADS_FIRST else delta.swapaxes(0, 1)) - dlse  # [Hq,Tq]
+    delta = jnp.where(lse == -jnp.inf, 0.0, delta)  # a query that sees nothing passes no gradient, whatever comes in
+    return *_module(name).backward(q, k, v, out, do, lse, delta, flat, lists, *rest), None, None
+
+
+_kernel.defvjp(_forward, _backward)

@@ -1,0 +1,46 @@
+"""What a program is traced for: the device of the mesh that was entered, else of this machine.
+
+Kernels are chosen from this while tracing, never from `jax.devices()`, so that compiling ahead of time for a chip that
+is not here chooses as the chip itself would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+_interpreting = False
+
+
+class Device(NamedTuple):
+    platform: str  # cpu | tpu | gpu
+    kind: str  # as jax names it: "TPU v5p", "NVIDIA H200"
+
+
+def device() -> Device:
+    """The device that programs are traced for now."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    if described is not None and described.platform:
+        return Device(_PLATFORM.get(described.platform, described.platform), described.device_kind)
+    return Device(_PLATFORM.get(jax.default_backend(), jax.default_backend()), jax.devices()[0].device_kind)
+
+
+_PLATFORM = {"cuda": "gpu", "rocm": "gpu"}
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Inside, kernels of any platform are simulated, on whatever machine: for tests. Programs traced inside stay so."""
+    global _interpreting
+    before, _interpreting = _interpreting, True
+    try:
+        yield
+    finally:
+        _interpreting = before
+
+
+def interpreting() -> bool:
+    return _interpreting
