@@ -18,6 +18,7 @@ run is an error. Design and measurements: docs/kernels.md; contract: spec kernel
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from pallas_kernels.attention.segments import Flat, Masks, Segments
 
 __all__ = [
     "BACKENDS", "Plan", "Plans", "Segments", "attention", "choose", "denoise_attention", "describe", "form",
-    "full_plan", "gen_plan", "make_plan", "mot_attention", "und_plan",
+    "full_plan", "gen_plan", "gradient", "make_plan", "mot_attention", "und_plan",
 ]  # fmt: skip
 BACKENDS = ("xla", *fused.BACKENDS)
 WHOLE = 2**25  # scores that may exist at once: 128 MiB in float32
@@ -109,7 +110,7 @@ def attention(q, k, v, plan: Plan, *, scale: float, precision=None, return_lse: 
     multiply bfloat16 exactly and float32 in full precision. A query that sees nothing gets 0 and passes no gradient.
     return_lse: also the natural log-sum-exp [B,Hq,Tq] float32, −inf for a query that sees nothing.
     """
-    k, v = ((x,) if isinstance(x, jax.Array) else tuple(x) for x in (k, v))
+    k, v = _sets(k, v)
     m = plan.masks
     _check(q, k, v, m)
     if plan.backend != "xla":
@@ -123,6 +124,29 @@ def attention(q, k, v, plan: Plan, *, scale: float, precision=None, return_lse: 
     if plan.backend == "xla":
         out, lse = fused.named(out, lse)
     return (out, lse) if return_lse else out
+
+
+def gradient(q, k, v, plan: Plan, *, of: tuple, scale: float, precision=None):
+    """What the keys at hand add to the gradients of an attention that had others too → (dq, dk, dv), as q, k and v are.
+
+    of: of that attention, (out [B,Tq,Hq,d], lse [B,Hq,Tq], out's cotangent, delta [B,Hq,Tq] = Σ_d out · its cotangent −
+    lse's cotangent, 0 where lse is −inf). For passes that meet their keys in turns (`context.py`).
+    """
+    if plan.backend != "xla":
+        dq, dk, dv = fused.gradient(q, *_sets(k, v), of, plan.flat, plan.lists, plan.tiles, plan.backend, scale)
+        return (dq, dk[0], dv[0]) if isinstance(k, jax.Array) else (dq, dk, dv)
+    # Of out = Σ_s w_s·out_s with w_s = exp(lse_s − lse), by the chain rule; the forward pass of the share is run again.
+    attend = functools.partial(attention, plan=plan, scale=scale, precision=precision, return_lse=True)
+    (share, share_lse), back = jax.vjp(attend, q, k, v)
+    _, lse, do, delta = of
+    weight = jnp.where(share_lse == -jnp.inf, 0.0, jnp.exp(share_lse - lse))
+    dlse = weight * (jnp.einsum("bqhd,bqhd->bhq", do, share, preferred_element_type=jnp.float32) - delta)
+    return back(((do * weight.swapaxes(1, 2)[..., None]).astype(share.dtype), dlse))
+
+
+def _sets(k, v) -> tuple[tuple, tuple]:
+    """Keys and values as tuples of key sets."""
+    return tuple((x,) if isinstance(x, jax.Array) else tuple(x) for x in (k, v))
 
 
 def _check(q, k, v, m: Masks) -> None:
