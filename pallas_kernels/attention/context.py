@@ -139,7 +139,7 @@ def _tokens_to_heads(x: jax.Array, axis: str, stripes: bool) -> jax.Array:
     """[B,n,H,d] → [B,n·cp,H/cp,d]: all tokens in the order of the stream, this device's heads."""
     b, n, h, d = x.shape
     x = x.reshape(b, n, jax.lax.axis_size(axis), -1, d)
-    x = jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=2 if stripes else 1)
+    x = _exchange(x, axis, 2, 2 if stripes else 1)
     return x.reshape(b, -1, *x.shape[3:])
 
 
@@ -148,8 +148,16 @@ def _heads_to_tokens(x: jax.Array, axis: str, stripes: bool) -> jax.Array:
     b, t, h, d = x.shape
     count = jax.lax.axis_size(axis)
     x = x.reshape(b, t // count, count, h, d) if stripes else x.reshape(b, count, t // count, h, d)
-    x = jax.lax.all_to_all(x, axis, split_axis=2 if stripes else 1, concat_axis=2)
-    return x.reshape(b, t // count, count * h, d)
+    return _exchange(x, axis, 2 if stripes else 1, 2).reshape(b, t // count, count * h, d)
+
+
+def _exchange(x: jax.Array, axis: str, before: int, after: int) -> jax.Array:
+    """Piece i of axis `before` goes to device i; what device i sent becomes piece i of axis `after`.
+
+    Both moves are spelled out: jax 0.10 and 0.11 transpose an all_to_all over two different axes wrongly.
+    """
+    x = jax.lax.all_to_all(jnp.moveaxis(x, before, 0), axis, 0, 0)
+    return jnp.moveaxis(x, 0, after)
 
 
 # ring: at step t a device has the gen keys of the shard t places before its own
