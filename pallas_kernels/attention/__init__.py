@@ -134,7 +134,8 @@ def gradient(q, k, v, plan: Plan, *, of: tuple, scale: float, precision=None):
     lse's cotangent, 0 where lse is −inf). For passes that meet their keys in turns (`context.py`).
     """
     if plan.backend != "xla":
-        dq, dk, dv = fused.gradient(q, *_sets(k, v), of, plan.flat, plan.lists, plan.tiles, plan.backend, scale)
+        ks, vs = _sets(k, v)
+        dq, dk, dv = fused.gradient(q, ks, vs, of, plan.flat, plan.lists, plan.tiles, plan.backend, scale)
         return (dq, dk[0], dv[0]) if isinstance(k, jax.Array) else (dq, dk, dv)
     # Of out = Σ_s w_s·out_s with w_s = exp(lse_s − lse), by the chain rule; the forward pass of the share is run again.
     attend = functools.partial(attention, plan=plan, scale=scale, precision=precision, return_lse=True)
@@ -145,9 +146,9 @@ def gradient(q, k, v, plan: Plan, *, of: tuple, scale: float, precision=None):
     return back(((do * weight.swapaxes(1, 2)[..., None]).astype(share.dtype), dlse))
 
 
-def _sets(k, v) -> tuple[tuple, tuple]:
-    """Keys and values as tuples of key sets."""
-    return tuple((x,) if isinstance(x, jax.Array) else tuple(x) for x in (k, v))
+def _sets(*of) -> list[tuple]:
+    """Keys, values as tuples of key sets."""
+    return [(x,) if isinstance(x, jax.Array) else tuple(x) for x in of]
 
 
 def _check(q, k, v, m: Masks) -> None:

@@ -91,8 +91,9 @@ def gradient(q, k: tuple, v: tuple, of: tuple, flat: Flat, lists, sizes, name: s
 
 
 def _buffers(q, k: tuple, v: tuple, backend, flat: Flat):
-    k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
-    return tuple(_buffer(x, len(ids), backend) for x, ids in ((q, flat.q_ids), (k, flat.k_ids), (v, flat.k_ids)))
+    keys, values = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
+    tokens = (len(flat.q_ids), len(flat.k_ids), len(flat.k_ids))
+    return tuple(_buffer(x, n, backend) for x, n in zip((q, keys, values), tokens, strict=True))
 
 
 def _buffer(x: jax.Array, tokens: int, backend) -> jax.Array:
