@@ -61,24 +61,33 @@ def plan(s: Segments, *, axis: str, how: str, stripes: bool = False, **options: 
     """
     if how not in HOW:
         raise ValueError(f"context parallel attention by {how!r} does not exist; choose one of {', '.join(HOW)}.")
+
+    def make(masks: Masks) -> kernels.Plan:
+        return kernels.make_plan(masks, **options)
+
+    if how == "ring":
+        local, rest = _ring_plans(s, axis, stripes, make)
+        return Plan(local, rest, axis, how, stripes)
     ids = _whole(s.gen, axis, stripes)
     if how == "all_gather":
-        local, rest = Masks(s.gen, (s.und, ids), (None, s.gen_limit)), None
-    elif how == "ulysses":
-        limit = None if s.gen_limit is None else _whole(s.gen_limit, axis, stripes)
-        local, rest = gen_masks(Segments(s.und, ids, limit)), None
-    else:
-        shards = jax.lax.all_gather(s.gen, axis)
-        count, here = len(shards), jax.lax.axis_index(axis)
+        return Plan(make(Masks(s.gen, (s.und, ids), (None, s.gen_limit))), None, axis, how, stripes)
+    limit = None if s.gen_limit is None else _whole(s.gen_limit, axis, stripes)
+    return Plan(make(gen_masks(Segments(s.und, ids, limit))), None, axis, how, stripes)
 
-        def arriving(step):
-            shard = (here - step) % count
-            limit = _limit(s.gen_limit, shard, count, stripes)
-            return kernels.make_plan(Masks(s.gen, (shards[shard],), (limit,)), **options)
 
-        local = Masks(s.gen, (s.und, s.gen), (None, _limit(s.gen_limit, here, count, stripes)))
-        rest = jax.lax.map(arriving, jnp.arange(1, count))
-    return Plan(kernels.make_plan(local, **options), rest, axis, how, stripes)
+def _ring_plans(s: Segments, axis: str, stripes: bool, make) -> tuple[kernels.Plan, kernels.Plan]:
+    """Of step 0, and of the steps after it, stacked."""
+    shards = jax.lax.all_gather(s.gen, axis)
+    count, here = len(shards), jax.lax.axis_index(axis)
+
+    def arriving(step):
+        shard = (here - step) % count
+        return make(Masks(s.gen, (shards[shard],), (_limit(s.gen_limit, shard, count, stripes),)))
+
+    local = make(Masks(s.gen, (s.und, s.gen), (None, _limit(s.gen_limit, here, count, stripes))))
+    if local.backend == "cudnn":
+        raise ValueError("context parallel attention by ring merges by log-sum-exp, and cudnn gives none: use another.")
+    return local, jax.lax.map(arriving, jnp.arange(1, count))
 
 
 def _limit(limit: jax.Array | None, shard, count: int, stripes: bool) -> jax.Array | None:
@@ -99,17 +108,18 @@ def attention(q, k, v, plan: Plan, *, scale: float, precision=None, return_lse: 
     options = dict(scale=scale, precision=precision)
     if plan.how == "ring":
         out, lse = _ring(q, k, v, plan, tuple(options.items()))
-    elif plan.how == "all_gather":
+        return (out, lse) if return_lse else out
+    if plan.how == "all_gather":
         k, v = ((und, _whole(gen, plan.axis, plan.stripes)) for und, gen in (k, v))
-        out, lse = kernels.attention(q, k, v, plan.local, return_lse=True, **options)
-    else:
-        _check_heads(k[1].shape[2], plan.axis)
-        split = functools.partial(_tokens_to_heads, axis=plan.axis, stripes=plan.stripes)
-        k, v = ((_own_heads(und, plan.axis), split(gen)) for und, gen in (k, v))
-        out, lse = kernels.attention(split(q), k, v, plan.local, return_lse=True, **options)
-        join = functools.partial(_heads_to_tokens, axis=plan.axis, stripes=plan.stripes)
-        out, lse = join(out), join(lse.swapaxes(1, 2)[..., None])[..., 0].swapaxes(1, 2)
-    return (out, lse) if return_lse else out
+        return kernels.attention(q, k, v, plan.local, return_lse=return_lse, **options)
+    _check_heads(k[1].shape[2], plan.axis)
+    split = functools.partial(_tokens_to_heads, axis=plan.axis, stripes=plan.stripes)
+    join = functools.partial(_heads_to_tokens, axis=plan.axis, stripes=plan.stripes)
+    k, v = ((_own_heads(und, plan.axis), split(gen)) for und, gen in (k, v))
+    if not return_lse:
+        return join(kernels.attention(split(q), k, v, plan.local, **options))
+    out, lse = kernels.attention(split(q), k, v, plan.local, return_lse=True, **options)
+    return join(out), join(lse.swapaxes(1, 2)[..., None])[..., 0].swapaxes(1, 2)
 
 
 def _whole(x: jax.Array, axis: str, stripes: bool) -> jax.Array:

@@ -86,7 +86,7 @@ def gradient(q, k: tuple, v: tuple, of: tuple, flat: Flat, lists, sizes, name: s
     tokens = len(flat.q_ids)
     lse, delta = (_of_queries(x, tokens, fill) for x, fill in ((lse, -jnp.inf), (delta, 0.0)))
     out, do = (_buffer(x, tokens, backend) for x in (out, do))
-    buffers, back = jax.vjp(lambda *x: _buffers(*x, backend, flat), q, k, v)
+    buffers, back = jax.vjp(lambda q, k, v: _buffers(q, k, v, backend, flat), q, k, v)
     return back(backend.backward(*buffers, out, do, lse, delta, flat, lists, sizes, scale, platform.interpreting()))
 
 
