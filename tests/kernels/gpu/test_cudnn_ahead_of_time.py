@@ -1,7 +1,7 @@
 """cuDNN attention compiled for an H200 that is not here: jax accepts every argument, XLA both calls.
 
-XLA asks cuDNN for its kernels when a program is loaded onto a chip; whether it has them is not shown here. Needs the
-wheels jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cudnn-cu13.
+Without the chip XLA does not ask cuDNN for its kernels (the workspace of the calls stays empty), so whether it has them
+is not shown here. Needs the wheels jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cudnn-cu13.
 """
 
 import jax
