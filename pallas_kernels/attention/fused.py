@@ -88,7 +88,9 @@ def gradient(q, k: tuple, v: tuple, of: tuple, flat: Flat, lists, sizes, name: s
     tokens = len(flat.q_ids)
     lse, delta = (_of_queries(x, tokens, fill) for x, fill in ((lse, -jnp.inf), (delta, 0.0)))
     out, do = (_buffer(x, tokens, backend) for x in (out, do))
+    do = _kept(do, (lse > -jnp.inf).any(0), name)
     buffers, back = jax.vjp(lambda q, k, v: _buffers(q, k, v, backend, flat), q, k, v)
+    buffers = (_kept(x, ids >= 0, name) for x, ids in zip(buffers, (flat.q_ids, flat.k_ids, flat.k_ids), strict=True))
     return back(backend.backward(*buffers, out, do, lse, delta, flat, lists, sizes, scale, platform.interpreting()))
 
 

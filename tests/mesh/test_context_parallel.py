@@ -34,9 +34,10 @@ CASES = {
     "ring, any device has any token": Case("ring", 4, limits=False, shuffled=True),
     "ring, rematerialised": Case("ring", 4, 2, stripes=True, remat=True),
     "ring, bfloat16": Case("ring", 4, 2, dtype="bfloat16"),
-    "all_gather, a fused backend": Case("all_gather", 4, 2, stripes=True, impl="formulas"),
-    "ring, a fused backend": Case("ring", 4, 2, stripes=True, impl="formulas"),
-    "ulysses, a fused backend": Case("ulysses", 4, 2, impl="formulas"),
+    "all_gather, mosaic_tpu": Case("all_gather", 4, 2, stripes=True, impl="mosaic_tpu"),
+    "ring, mosaic_tpu": Case("ring", 4, 2, stripes=True, impl="mosaic_tpu"),
+    "ring, tokens before heads": Case("ring", 4, 2, impl="formulas"),
+    "ulysses, tokens before heads": Case("ulysses", 4, 2, impl="formulas"),
 }
 SENT = {"all_gather": {"all-gather", "reduce-scatter"}, "ring": {"collective-permute"}, "ulysses": {"all-to-all"}}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -160,7 +161,7 @@ def main():
 
 
 def formulas() -> None:
-    """Adds a backend to the fused ones: their contract in formulas, O(Tq·Tk), with pads that no kernel would want."""
+    """Adds a backend to the fused ones: their contract in formulas, in the layout and with pads of no TPU kernel."""
     import sys
     import types
     from typing import NamedTuple
