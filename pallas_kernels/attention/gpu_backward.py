@@ -67,7 +67,7 @@ def _dq_kernel(
 
     @pl.when(me == gpu.COPY)
     def _copy():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(gpu.COPY_REGISTERS, action="decrease")
 
         def load(step, slot, masked):
             block = pl.ds(index[at, step] * keys, keys)
@@ -83,7 +83,7 @@ def _dq_kernel(
 
     @pl.when(me != gpu.COPY)
     def _compute():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(gpu.COMPUTE_REGISTERS, action="increase")
         mine = pl.ds((at * gpu.COMPUTE + me) * rows, rows)
         gpu.fetch(
             (q_in.at[mine, head], q.at[me]),
@@ -169,7 +169,7 @@ def _dkv_kernel(
 
     @pl.when(me == gpu.COPY)
     def _copy():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(gpu.COPY_REGISTERS, action="decrease")
 
         def load(step, slot, masked):
             block = pl.ds(index[at, lax.div(step, group)] * rows, rows)
@@ -192,7 +192,7 @@ def _dkv_kernel(
 
     @pl.when(me != gpu.COPY)
     def _compute():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(gpu.COMPUTE_REGISTERS, action="increase")
         start = (at * gpu.COMPUTE + me) * rows
         mine = pl.ds(start, rows)
         gpu.fetch(

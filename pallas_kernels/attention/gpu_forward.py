@@ -66,7 +66,7 @@ def _kernel(
 
     @pl.when(me == gpu.COPY)
     def _copy():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(gpu.COPY_REGISTERS, action="decrease")
 
         def load(step, masked):
             slot, block = lax.rem(step, stages), pl.ds(index[at, step] * keys, keys)
@@ -83,7 +83,7 @@ def _kernel(
 
     @pl.when(me != gpu.COPY)
     def _compute():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(gpu.COMPUTE_REGISTERS, action="increase")
         mine = pl.ds((at * gpu.COMPUTE + me) * rows, rows)
         gpu.fetch(
             (q_in.at[mine, head], qo.at[me]),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 COMPUTE, COPY = 2, 2  # compute warpgroups are 0 and 1, the copying one is 2
+COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24  # of a thread: 2 · 240 + 24 = 3 · 168, what 384 threads start with
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # a number per row of a tile in registers
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 
