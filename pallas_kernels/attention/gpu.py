@@ -15,6 +15,7 @@ group inside the kernel. The kernels are in `gpu_forward.py` and `gpu_backward.p
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ class Tiles(NamedTuple):
     @property
     def pad(self) -> tuple[int, int]:
         block = WARPGROUPS * self.rows
-        return block, max(block, self.keys, self.dq_keys)
+        return block, math.lcm(block, self.keys, self.dq_keys)
 
     def __str__(self) -> str:
         return f"tiles of {WARPGROUPS * self.rows} × {self.keys}"
@@ -97,7 +98,7 @@ def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, inter
 def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret):
     """→ dq [Tq,Hq,d], dk, dv [Tk,Hkv,d]; delta [Hq,Tq]: see fused.py."""
     how = dict(rows=tiles.rows, scale=scale, interpret=interpret)
-    inputs = (q, k, v, do.astype(q.dtype), lse, delta, lists.q_ids, flat.limit, flat.k_ids)
+    inputs = (q, k, v, do, lse, delta, lists.q_ids, flat.limit, flat.k_ids)
     dq = gpu_backward.dq(*inputs, lists.dq, keys=tiles.dq_keys, stages=tiles.dq_stages, **how)
     return dq, *gpu_backward.dkv(*inputs, lists.dkv, stages=tiles.dkv_stages, **how)
 

@@ -116,7 +116,7 @@ def _dq_kernel(
             p, dp = gpu.two_products(q.at[me], k.at[slot].T, weights, do.at[me], v.at[slot].T)
             ds = p * (dp - gpu.over_rows(my_delta, shape))
             (total,) = gpu.accumulate((total, lambda: ds, k.at[slot]), interpret=interpret)
-            plgpu.barrier_arrive(free.at[slot])
+            gpu.release(free.at[slot], interpret)
             return total
 
         total = lax.fori_loop(0, whole, functools.partial(visit, masked=False), gpu.zeros(rows, q.shape[-1]))
@@ -228,7 +228,7 @@ def _dkv_kernel(
                 return p * (dp - gpu.over_columns(its_delta, shape))
 
             dv, dk = gpu.accumulate((dv, lambda: p, do.at[slot]), (dk, ds, q.at[slot]), interpret=interpret)
-            plgpu.barrier_arrive(free.at[slot])
+            gpu.release(free.at[slot], interpret)
             return dk, dv
 
         carry = gpu.zeros(rows, k.shape[-1]), gpu.zeros(rows, k.shape[-1])

@@ -75,6 +75,14 @@ def produce(first, last, stages: int, free, load: Callable) -> None:
         load(step, slot)
 
 
+def release(free, interpret) -> None:
+    """This warpgroup has read the slot. An arrival orders reads before the copy that overwrites them, but the simulator's
+    search for races wants to see a fence too."""
+    if interpret:
+        plgpu.commit_smem()
+    plgpu.barrier_arrive(free)
+
+
 def drain(steps, stages: int, *free) -> None:
     """Wait until every slot was freed, so that no arrival is left unobserved."""
 
