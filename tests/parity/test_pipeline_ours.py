@@ -25,7 +25,7 @@ from data_pipelines.tokenizer import ChatTokenizer
 LAST = pipeline_cases.LONG - 1
 CASES = {
     "nano": (
-        "t2i", "i2v", "v2v_last", "t2v_sound", "policy", "forward_dynamics", "inverse_dynamics", "transfer",
+        "t2i_sound", "i2v", "v2v_last", "t2v_sound", "policy", "forward_dynamics", "inverse_dynamics", "transfer",
         "transfer_weighted", "i2i", "s2v",
     ),
     "edge": ("t2v",),
@@ -74,7 +74,7 @@ def test_every_row_passes(family, name, recorded, tmp_path):
         if noisy.any():
             assert 1e-9 < own[f"{m}, all on our own"].rel < 1e-5  # it compared something, near the noise floor
         assert ("conditions" in own) == any(not x.all() for t in r.traces for x in t.noisy.values())
-    assert ("pixels" in own) == (name != "inverse_dynamics") and ("wave" in own) == (name == "t2v_sound")
+    assert ("pixels" in own) == (name != "inverse_dynamics") and ("wave" in own) == name.endswith("_sound")
     assert ("actions" in own) == (name in ("policy", "inverse_dynamics"))
     items = {"transfer": 2, "transfer_weighted": 2, "i2i": 1}  # of a transfer, one per chunk
     assert sum("clean item" in row.what for row in said) == items.get(name, 0)
