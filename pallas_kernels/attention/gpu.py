@@ -8,8 +8,8 @@ In: what `fused.py` hands every backend. Out: o, log-sum-exp, and from their cot
 | dq | 128 queries of a head | tiles of 64 keys |
 | dk, dv | 128 keys of a key head | tiles of 64 queries, for each query head of the group |
 
-A list names first the tiles that are visible as a whole, then those under a mask: two loops, of which the first reads no
-ids at all. Lists are built once per step and serve every layer. All sums are float32; dk and dv are summed over the
+A list names first the tiles that are visible as a whole, then those under a mask: two loops, of which the first reads
+no ids at all. Lists are built once per step and serve every layer. All sums are float32; dk and dv are summed over the
 group inside the kernel. The kernels are in `gpu_forward.py` and `gpu_backward.py`, their words in `gpu_mosaic.py`.
 """
 
@@ -52,7 +52,7 @@ class Visits(NamedTuple):
     """For each block of threads the tiles it visits: whole ones first, then those under a mask."""
 
     counts: jax.Array  # int32 [blocks, 2]: how many are whole; how many there are
-    index: jax.Array  # int32 [blocks, tiles]
+    tiles: jax.Array  # int32 [blocks, tiles]
 
 
 class Lists(NamedTuple):
@@ -81,9 +81,9 @@ def plan(flat: Flat, tiles: Tiles) -> Lists:
 def visits(kinds: jax.Array) -> Visits:
     """[blocks, tiles] of SKIP, ALL, SOME → the lists."""
     order = jnp.array([2, 0, 1], jnp.int32)[kinds]  # of SKIP, ALL, SOME
-    index = jnp.argsort(order, axis=1, stable=True).astype(jnp.int32)
+    listed = jnp.argsort(order, axis=1, stable=True).astype(jnp.int32)
     whole, some = ((kinds == kind).sum(1, dtype=jnp.int32) for kind in (segments.ALL, segments.SOME))
-    return Visits(jnp.stack([whole, whole + some], 1), index)
+    return Visits(jnp.stack([whole, whole + some], 1), listed)
 
 
 def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret):
@@ -105,4 +105,6 @@ def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, tiles: Tiles,
 
 def _check(q: jax.Array) -> None:
     if q.shape[-1] != HEAD_DIM:
-        raise ValueError(f"attention: mosaic_gpu is written for head_dim ≤ {HEAD_DIM}, this is {q.shape[-1]}; take xla.")
+        raise ValueError(
+            f"attention: mosaic_gpu is written for head_dim ≤ {HEAD_DIM}, this is {q.shape[-1]}; take xla."
+        )

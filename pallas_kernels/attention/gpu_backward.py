@@ -53,7 +53,7 @@ def dq(
     body = functools.partial(_dq_kernel, **how)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
     run = gpu.call(body, "attention_dq", grid, out, scratch, interpret)
-    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
+    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.tiles)
 
 
 def _dq_kernel(
@@ -155,7 +155,7 @@ def dkv(
     )
     out = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
     run = gpu.call(body, "attention_dkv", grid, out, scratch, interpret)
-    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
+    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.tiles)
 
 
 def _dkv_kernel(
@@ -183,7 +183,9 @@ def _dkv_kernel(
             )
             if masked:
                 gpu.fetch(
-                    (q_ids_in.at[block], q_ids.at[slot]), (limit_in.at[block], limit.at[slot]), barrier=ids_ready.at[slot]
+                    (q_ids_in.at[block], q_ids.at[slot]),
+                    (limit_in.at[block], limit.at[slot]),
+                    barrier=ids_ready.at[slot],
                 )
 
         gpu.produce(0, whole * group, stages, free, functools.partial(load, masked=False))

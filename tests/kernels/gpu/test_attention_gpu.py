@@ -16,7 +16,7 @@ from kernels import layouts
 from kernels.layouts import assert_close, errors, evaluate, masks, operands, plan_for, poison, truth
 
 from pallas_kernels import platform
-from pallas_kernels.attention import gpu, gpu_mosaic, segments
+from pallas_kernels.attention import gpu_mosaic, segments
 from pallas_kernels.attention.gpu import Tiles
 
 # Blocks of 64 queries or keys, more tiles than stages: the rings go round. Time goes with blocks, not with their size.
@@ -48,7 +48,7 @@ def test_output_and_gradients_equal_the_reference(name):
     check(masks(TWO_ROWS[name])["gen"], 2, 2)
 
 
-@pytest.mark.parametrize("name", ["padding everywhere, frame-causal", "five samples", "random limits"])
+@pytest.mark.parametrize("name", ["padding everywhere, frame-causal", "random limits"])
 def test_bfloat16_equals_the_reference_of_the_same_numbers(name):
     check(masks(TWO_ROWS[name])["gen"], 2, 2, jnp.bfloat16)
 
@@ -66,7 +66,7 @@ def test_tiles_of_the_chip_and_a_narrow_head_equal_the_reference():
     check(m, 2, 2, dim=80, sizes=Tiles())
 
 
-@pytest.mark.parametrize("sizes", [SMALL, Tiles(), Tiles(rows=8, keys=16, dq_keys=48)], ids=["small", "chip", "odd"])
+@pytest.mark.parametrize("sizes", [Tiles(), Tiles(rows=8, keys=16, dq_keys=48)], ids=["chip", "odd"])
 def test_lists_visit_the_tiles_in_which_something_is_seen_and_no_others(sizes):
     long = layouts.layouts(rows=1, und=101, gen=403)
     cases = [(f"{name}, {which}", m) for name, s in long.items() for which, m in masks(s).items()]
