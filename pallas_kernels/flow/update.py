@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from pallas_kernels import platform
 from pallas_kernels.flow import rows
 
+SIGMA, CORRECTOR, PREDICTOR, NOISE, SCALES = 0, 1, 6, 9, 10  # where the numbers of a step begin
+
 
 class Updated(NamedTuple):
     x: jax.Array  # where the model is evaluated next
@@ -33,23 +35,21 @@ def guide(cond, uncond=None, free=None, text=1.0, control=1.0):
     return cond if uncond is None else uncond + text * (cond - uncond)
 
 
-def update(x, corrected, older, oldest, velocity, row, *, fresh=None, keep=None, impl: str = "auto") -> Updated:
+def update(x, corrected, older, oldest, velocity, row, *, fresh=None, noisy=None, pinned=None, impl: str = "auto") -> Updated:
     """The state after one step. All buffers [..., N, P] float32.
 
     velocity: a buffer, or the branches {"cond", "uncond", "free"} to `guide` (`uncond` and `free` may be missing) with
     the scales row["text"] and row["control"]. row: {"sigma", "corrector" [5], "predictor" [3]} float32, and "noise" if the
-    step adds any: then fresh is unit noise like x. keep: (noisy, clean): where noisy (bool) is False, x is `clean`.
+    step adds any: then fresh is unit noise like x. noisy, pinned: where noisy (bool) is given and False, x is `pinned`.
     """
     branches = velocity if isinstance(velocity, dict) else {"cond": velocity}
     buffers = {"x": x, "corrected": corrected, "older": older, "oldest": oldest} | branches
     numbers = [row["sigma"], *(row["corrector"][i] for i in range(5)), *(row["predictor"][i] for i in range(3))]
+    numbers += [row.get("noise", 0.0), row.get("text", 1.0), row.get("control", 1.0)]
     if "noise" in row:
         buffers["fresh"] = fresh
-        numbers.append(row["noise"])
-    if keep is not None:
-        buffers |= {"noisy": keep[0], "pinned": keep[1]}
-    if len(branches) > 1:
-        numbers += [row["text"], row["control"]]
+    if noisy is not None:
+        buffers |= {"noisy": noisy, "pinned": pinned}
     return Updated(*rows.run(
         functools.partial(_step, tuple(buffers)), tuple(buffers.values()), numbers=numbers, results=("each",) * 3,
         name="flow_update", impl=rows.choose(impl), interpret=platform.interpreting(),
@@ -58,13 +58,13 @@ def update(x, corrected, older, oldest, velocity, row, *, fresh=None, keep=None,
 
 def _step(names, *args):
     b, n = dict(zip(names, args[:-1], strict=True)), args[-1]
-    scales = {"text": n[9 + ("fresh" in b)], "control": n[10 + ("fresh" in b)]} if {"uncond", "free"} & b.keys() else {}
-    v = guide(b["cond"], b.get("uncond"), b.get("free"), **scales)
-    m = b["x"] - n[0] * v
-    corrected = _weigh(n, 1, (b["x"], b["corrected"], m, b["older"], b["oldest"]))
-    x = _weigh(n, 6, (corrected, m, b["older"]))
+    scales = (n[SCALES], n[SCALES + 1]) if "uncond" in b or "free" in b else ()
+    v = guide(b["cond"], b.get("uncond"), b.get("free"), *scales)
+    m = b["x"] - n[SIGMA] * v
+    corrected = _weigh(n, CORRECTOR, (b["x"], b["corrected"], m, b["older"], b["oldest"]))
+    x = _weigh(n, PREDICTOR, (corrected, m, b["older"]))
     if "fresh" in b:
-        x = x + n[9] * b["fresh"]
+        x = x + n[NOISE] * b["fresh"]
     if "noisy" in b:
         x = jnp.where(b["noisy"], x, b["pinned"])
     return x, corrected, m
