@@ -10,12 +10,12 @@ from jax.experimental.pallas import tpu as pltpu
 from cosmos_jax.model import rope
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.precision import HIGHEST, Precision
-from pallas_kernels import platform
 from pallas_kernels import norm_rope as front
+from pallas_kernels import platform
 from pallas_kernels.norm_rope import norm_rope, reference, tpu
 
 LIMIT = {"float32": 1e-5, "bfloat16": 2e-2}
-EPS, HEADS = 1e-6, (4, 2)
+EPS, HEADS = 1e-6, (2, 1)
 
 
 def case(tokens, d, dtype, norms=(True, True), heads=HEADS, seed=0):
@@ -52,16 +52,15 @@ def error(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("cast", front.CASTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_definition_is_the_models_norm_and_rotation_bit_for_bit(dtype, cast, norms):
-    xs, weights, cos, sin = case(9, 16, dtype, (norms, norms))
+def test_the_definition_is_the_models_norm_and_rotation_bit_for_bit(dtype, cast):
+    xs, weights, cos, sin = case(9, 16, dtype, (True, False))
     with jax.disable_jit():
         ys = norm_rope(xs, weights, cos, sin, eps=EPS, cast=cast, impl="xla")
         for x, w, y in zip(xs, weights, ys, strict=True):
             x = x.reshape(1, 9, -1, 16)
-            if norms:
+            if w is not None:
                 norm = RMSNorm(nnx.Rngs(0), 16, "head_dim", EPS, cast)
                 norm.weight.value = w.astype(jnp.float32)
                 x = norm(x, HIGHEST if dtype == "float32" else Precision("bfloat16", "default"))
@@ -70,28 +69,28 @@ def test_the_definition_is_the_models_norm_and_rotation_bit_for_bit(dtype, cast,
 
 
 CASES = {  # tokens, head_dim, with norms, heads, cast, length of the results
-    "odd": (37, 128, (True, True), HEADS, "before_weight", None),
-    "edge": (37, 128, (False, False, True), (4, 2, 2), "after_weight", 96),  # und: q and k rotated, k for gen normed too
-    "narrow": (37, 32, (True, True), (3, 1), "after_weight", 48),
-    "tiles": (600, 128, (True, True), (2, 1), "before_weight", 1100),  # several, the last two without a token
+    "nano": (37, 128, (True, True), HEADS, "before_weight", 70),  # tiles of 16: the last two have no token
+    "edge": (37, 128, (False, False, True), (2, 1, 1), "after_weight", None),  # und: k once more, normed, for gen
+    "narrow": (37, 32, (True, True), (2, 1), "after_weight", 48),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_kernel_equals_the_definition(name, dtype):
+def test_the_kernel_equals_the_definition(name, dtype, monkeypatch):
+    """Results as the definition rounds them; gradients as float32 makes them from the same numbers."""
+    monkeypatch.setattr(tpu, "ROWS", (16, 16))
     tokens, d, norms, heads, cast, length = CASES[name]
     args = case(tokens, d, dtype, norms, heads)
     how = dict(cast=cast, tokens=length, factors=(0.2, *(1.0,) * (len(heads) - 1)))
-    want, got = run(*args, "xla", **how), run(*args, "mosaic_tpu", **how)
-    for y in got[0]:
-        assert y.shape[1] == (length or tokens) and not np.asarray(y[:, tokens:]).any()
-    for g, w in zip(jax.tree.leaves(got[0]), jax.tree.leaves(want[0]), strict=True):
+    got, exact = run(*args, "mosaic_tpu", **how), run(*jax.tree.map(jnp.float32, args), "xla", **how)
+    want = jax.jit(lambda a: norm_rope(*a, eps=EPS, impl="xla", **how))(args)
+    for y, w in zip(got[0], want, strict=True):
+        assert y.dtype == w.dtype and y.shape[1] == (length or tokens) and not np.asarray(y[:, tokens:]).any()
         # equal but where the order of a sum of squares decides a rounding
-        different = np.asarray(g != w).mean()
-        assert error(g, w) <= (1e-6 if dtype == "float32" else 2**-7) and (dtype == "float32" or different < 2e-3)
-    for g, w in zip(jax.tree.leaves(got[1:]), jax.tree.leaves(want[1:]), strict=True):
-        assert g.dtype == w.dtype and error(g, w) <= LIMIT[dtype]
+        assert error(y, w) <= 1e-6 if dtype == "float32" else np.asarray(y != w).mean() < 2e-3 and error(y, w) < 2**-7
+    for g, w in zip(jax.tree.leaves(got[1:]), jax.tree.leaves(exact[1:]), strict=True):
+        assert g.dtype == dtype and error(g, w) <= LIMIT[dtype]
 
 
 def test_what_lies_past_the_end_cannot_be_seen():
@@ -104,16 +103,16 @@ def test_what_lies_past_the_end_cannot_be_seen():
         assert error(g, w) <= 1e-5
 
 
-def test_no_races_and_nothing_is_read_before_it_is_written():
-    xs, weights, cos, sin = case(40, 128, "float32", heads=(2, 1))
+def test_no_races_and_nothing_is_read_before_it_is_written(monkeypatch):
+    monkeypatch.setattr(tpu, "ROWS", (16, 16))
+    xs, weights, cos, sin = case(24, 128, "float32", heads=(1,), norms=(True,))
     simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-    how = reference.How(128, EPS, "before_weight", (1.0, 1.0), 48, simulated)
+    how = reference.How(128, EPS, "before_weight", (1.0,), 32, simulated)
 
-    def loss(f, how):
-        return jax.grad(lambda xs, ws: sum((y**2).sum() for y in f(xs, ws, cos, sin, how)), (0, 1))(xs, weights)
+    def slopes(f):
+        return jax.jit(jax.grad(lambda xs, ws: (f(xs, ws, cos, sin, how)[0] ** 2).sum(), (0, 1)))(xs, weights)
 
-    got = loss(tpu.norm_rope, how)
-    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(loss(reference.norm_rope, how)), strict=True):
+    for g, w in zip(*(jax.tree.leaves(slopes(m.norm_rope)) for m in (tpu, reference)), strict=True):
         assert error(g, w) <= 1e-5
     assert not races_found()
 
