@@ -80,8 +80,8 @@ def _array(dtype: str, dims: str, layout: str | None) -> int:
     if order:
         sizes = [sizes[int(i)] for i in reversed(order.split(",")) if i]
     if tile := re.match(r"T\(([\d,]+)\)", rest):
-        tile = [int(t) for t in tile.group(1).split(",")]
-        sizes = [1] * (len(tile) - len(sizes)) + sizes
-        for i, t in enumerate(reversed(tile), 1):
+        units = [int(t) for t in tile.group(1).split(",")]
+        sizes = [1] * (len(units) - len(sizes)) + sizes
+        for i, t in enumerate(reversed(units), 1):
             sizes[-i] = -(-sizes[-i] // t) * t
     return math.prod(sizes) * bits // 8

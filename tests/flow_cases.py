@@ -37,7 +37,7 @@ def update_program(branches, *bs, impl, row=ROW):
     return flow.update(*bs[:4], velocity, row, fresh=bs[7], noisy=bs[8] > 0, pinned=bs[8], impl=impl)
 
 
-def compare(program, args, shape, impl):
+def compare(program, args, impl):
     """Values and gradients of a kernel within 1e-6 of the largest value of XLA's; most are bit-equal."""
     want = jax.jit(lambda *a: program(*a, impl="xla"))(*args)
     with platform.interpreted():

@@ -11,9 +11,8 @@ with weights made on the host (cosmos_jax/sampling/schedules.py; spec model.md Â
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import platform
@@ -23,9 +22,9 @@ SIGMA, CORRECTOR, PREDICTOR, NOISE, SCALES = 0, 1, 6, 9, 10  # where the numbers
 
 
 class Updated(NamedTuple):
-    x: jax.Array  # where the model is evaluated next
-    corrected: jax.Array  # what that was predicted from
-    clean: jax.Array  # the clean latent m
+    x: Any  # where the model is evaluated next
+    corrected: Any  # what that was predicted from
+    clean: Any  # the clean latent m
 
 
 def guide(cond, uncond=None, free=None, text=1.0, control=1.0):
