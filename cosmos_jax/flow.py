@@ -68,7 +68,7 @@ def draw_sigma(key: jax.Array, batch: dict, cfg: FlowConfig) -> jax.Array:
         return shift_sigma(jnp.where(is_image, image, video), shift)
 
     rows = (batch["segment_sample_id"], batch["segment_is_image"], batch["segment_shift"])
-    return shard.rowwise_shared(draw, rows, (key,))
+    return shard.rowwise(draw, *rows, shared=(key,))
 
 
 def draw_noise(key: jax.Array, batch: dict, name: str) -> jax.Array:
@@ -85,7 +85,7 @@ def draw_noise(key: jax.Array, batch: dict, name: str) -> jax.Array:
         return jax.vmap(jax.vmap(one))(samples, token_ids)
 
     rows = (batch["segment_sample_id"], batch[f"{name}_segment_ids"], batch[f"{name}_token_ids"])
-    return shard.rowwise_shared(draw, rows, (key,))
+    return shard.rowwise(draw, *rows, shared=(key,))
 
 
 def noise_batch(key: jax.Array, batch: dict, cfg: FlowConfig, patch: int) -> Noised:

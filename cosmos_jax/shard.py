@@ -69,18 +69,21 @@ def reshape(x: jax.Array, shape: tuple[int, ...], out: tuple[str, ...]) -> jax.A
     return jax.lax.reshape(x, shape) if no_mesh() else jax.lax.reshape(x, shape, out_sharding=spec(out))
 
 
-def rowwise(f: Callable, *args, heads: tuple[int, ...] = (), out_heads: bool = False, kernel: bool = False):
-    """Run `f` on each device's own rows: every argument is [B, ...] (or a pytree of such), and so is every result.
+def rowwise(
+    f: Callable, *args, heads: tuple[int, ...] = (), out_heads: bool = False, shared: tuple = (), kernel: bool = False
+):
+    """`f(*args, *shared)` on each device's own rows: every argument is [B, ...] (or a pytree of such), so every result.
 
     `heads`: positions of arguments whose axis 2 is split over tp ([B, T, H, d]); `out_heads`: the same for the result.
-    Use it for what must not be distributed: gathers inside a row, random numbers, attention kernels. kernel: `f` calls
-    a Pallas kernel, which cannot say over which axes its results vary.
+    `shared`: arrays that are whole on every device. Use it for what must not be distributed: gathers inside a row,
+    random numbers, attention. kernel: `f` calls a Pallas kernel, which cannot say over which axes its results vary.
     """
     if no_mesh():
-        return f(*args)
+        return f(*args, *shared)
     row, head = P(BATCH), P(BATCH, None, "tp")
-    in_specs = tuple(head if i in heads else row for i in range(len(args)))
-    return jax.shard_map(f, in_specs=in_specs, out_specs=head if out_heads else row, check_vma=not kernel)(*args)
+    in_specs = (*(head if i in heads else row for i in range(len(args))), *(P(),) * len(shared))
+    out_specs = head if out_heads else row
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=not kernel)(*args, *shared)
 
 
 def place(tree, axes_tree, mesh: jax.sharding.Mesh | None):
@@ -103,14 +106,6 @@ def row_parts() -> int:
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows of every batch field over the data-parallel axes."""
     return NamedSharding(mesh, P(BATCH))
-
-
-def rowwise_shared(f: Callable, rows: tuple, shared: tuple):
-    """`f(*rows, *shared)` on each device's own rows, with `shared` arrays whole on every device."""
-    if no_mesh():
-        return f(*rows, *shared)
-    in_specs = (P(BATCH),) * len(rows) + (P(),) * len(shared)
-    return jax.shard_map(f, in_specs=in_specs, out_specs=P(BATCH))(*rows, *shared)
 
 
 def rowwise_cache(f: Callable, *caches):

@@ -21,6 +21,7 @@ from cosmos_jax.model.declare import normal, param, use
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.precision import Precision
 from pallas_kernels.attention import Plan, Segments
+from pallas_kernels.norm_rope import norm_rope
 
 HEADS = ("batch", "token", "heads", "head_dim")
 KV_HEADS = ("batch", "token", "kv_heads", "head_dim")
@@ -43,31 +44,50 @@ class Projections(nnx.Module):
         self.k_norm = norm() if qk_norm else None
         self.k_norm_for_gen = norm() if k_norm_for_gen else None
 
-    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array, precision: Precision, for_gen: bool = True):
+    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array, backend: str, precision: Precision, for_gen=True):
         """x [B,T,D] → q [B,T,Hq,d], k, k_for_gen, v [B,T,Hkv,d], all rotated but v.
 
         `k_for_gen` is the key that gen queries see: Edge normalises the raw und key for them alone (spec §2.2).
         for_gen=False: there are none, and a reasoner that comes alone has no such norm; it is k then.
+        backend: of the attention that they are for (`rotated`).
         """
 
         def project(w, out):
             return shard.einsum("btd,dhk->bthk", x, use(w, precision), out=out, matmul=precision.matmul)
 
         q, k, v = project(self.q, HEADS), project(self.k, KV_HEADS), project(self.v, KV_HEADS)
-        raw = k
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q, precision), self.k_norm(k, precision)
-        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        k_for_gen = k
+        of = [(q, self.q_norm), (k, self.k_norm)]
         if for_gen and self.k_norm_for_gen is not None:
-            k_for_gen = rope.rotate(self.k_norm_for_gen(raw, precision), cos, sin)
-        return q, k, k_for_gen, v
+            of.append((k, self.k_norm_for_gen))
+        q, k, *k_for_gen = rotated(of, cos, sin, backend, precision)
+        return q, k, (*k_for_gen, k)[0], v
 
     def out(self, x: jax.Array, precision: Precision) -> jax.Array:
         """x [B,T,Hq,d] → [B,T,D]."""
         return shard.einsum(
             "bthk,hkd->btd", x, use(self.o, precision), out=("batch", "token", "act"), matmul=precision.matmul
         )
+
+
+def rotated(of: list[tuple[jax.Array, RMSNorm | None]], cos, sin, backend: str, precision: Precision):
+    """Each x [B,T,H,d] normalised, where a norm comes with it, then rotated; cos, sin [B,T,d].
+
+    The attention of TPUs reads heads first: for it one kernel does both on the way and leaves them so in memory.
+    """
+    if backend != "mosaic_tpu":
+        return [rope.rotate(x if norm is None else norm(x, precision), cos, sin) for x, norm in of]
+    norms = [norm for _, norm in of if norm is not None]
+    how = dict(eps=norms[0].eps, cast=norms[0].cast) if norms else dict(eps=0.0)
+    weights = tuple(None if norm is None else use(norm.weight, precision) for _, norm in of)
+
+    def kernel(xs, cos, sin, weights):
+        b, t, _, d = xs[0].shape
+        slabs, (cos, sin) = (x.reshape(b * t, -1) for x in xs), (x.reshape(b * t, d) for x in (cos, sin))
+        found = norm_rope(tuple(slabs), weights, cos, sin, impl="mosaic_tpu", **how)
+        return [y.swapaxes(0, 1).reshape(b, t, -1, d) for y in found]  # a change of names: memory keeps heads first
+
+    xs = tuple(x for x, _ in of)
+    return shard.rowwise(kernel, xs, cos, sin, heads=(0,), out_heads=True, shared=(weights,), kernel=True)
 
 
 def _plan(make, of, attention: str, precision: Precision) -> Plan:

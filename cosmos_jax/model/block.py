@@ -45,7 +45,8 @@ class Tower(nnx.Module):
         self.mlp = MLP(rngs, cfg.hidden, cfg.mlp, cfg.mlp_act, normal(cfg.init_std))
 
     def qkv(self, h, stream: Stream, precision, for_gen: bool = True):
-        return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, precision, for_gen)
+        backend = stream.plans[0].backend
+        return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, backend, precision, for_gen)
 
     def finish(self, h, attended, precision):
         """Residual, MLP, residual."""

@@ -56,7 +56,7 @@ class Cosmos(nnx.Module):
     def embed_und(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
         """Token embeddings with ViT features in place of the visual pads, and deep-stack features [n,B,U,D] or None."""
         table = use(self.embed_tokens, precision)
-        h = shard.rowwise_shared(lambda ids, table: table[ids], (batch["und_ids"],), (table,))
+        h = shard.rowwise(lambda ids, table: table[ids], batch["und_ids"], shared=(table,))
         if self.vit is None or not batch["vit_patches"].shape[1]:
             return h, None
         features, deepstack = self.vit(batch, precision, self.attention)

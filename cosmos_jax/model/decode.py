@@ -58,7 +58,7 @@ def decode_step(
     """
     model = cosmos._model(params, cfg)
     table = use(model.embed_tokens, precision)
-    h = shard.rowwise_shared(lambda ids, table: table[ids], (ids[:, None],), (table,))
+    h = shard.rowwise(lambda ids, table: table[ids], ids[:, None], shared=(table,))
     own = jnp.zeros_like(ids)[:, None]
     filled = jnp.where(jnp.arange(cache.k.shape[2]) < lengths[:, None], 0, -1)
     plans = gen_plans(own, filled, "xla", precision)  # one query a row: nothing for a kernel of tiles to do

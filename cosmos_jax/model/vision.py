@@ -132,7 +132,7 @@ def resampled(positions: nnx.Param, batch: dict, precision: Precision) -> jax.Ar
         return mixed.astype(precision.dtype)
 
     fields = (batch["vit_interp_index"], batch["vit_interp_weight"])
-    return shard.rowwise_shared(mix, fields, (use(positions, precision),))
+    return shard.rowwise(mix, *fields, shared=(use(positions, precision),))
 
 
 def _tables(rowcol: jax.Array, cfg: VisionConfig) -> tuple[jax.Array, jax.Array]:

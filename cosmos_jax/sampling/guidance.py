@@ -130,7 +130,7 @@ def combine(velocity, text, control=1.0, form: Form = ("cond", "uncond"), owners
         return guided if owners is None else _shorten(guided, cond, owners)
 
     rows, scales = (velocity, owners), (jnp.float32(text), jnp.float32(control))
-    return shard.rowwise_shared(mix, rows, scales)
+    return shard.rowwise(mix, *rows, shared=scales)
 
 
 def _shorten(velocity: dict, cond: dict, owners: dict) -> dict:

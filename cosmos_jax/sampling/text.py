@@ -75,7 +75,7 @@ def _generate(params, cfg, batch, seeds, key, knobs, eos, precision):
         logits = shard.constrain(logits, ("batch", "feature"))  # every row whole
         if penalised:
             logits = penalise(logits, asked, said, repetition, presence)
-        return jnp.where(done, PAD, shard.rowwise_shared(draw_row, (logits, seeds), (key, step)))
+        return jnp.where(done, PAD, shard.rowwise(draw_row, logits, seeds, shared=(key, step)))
 
     def add(said, token):
         return said | (token[:, None] == jnp.arange(cfg.vocab)) if penalised else None
