@@ -1,0 +1,108 @@
+"""What is compiled: one table, name → platforms, program, real shapes, and what its kernels may spill.
+
+In: nothing. Out: `TABLE`. A case is built while the mesh of its topology is entered, so that the front doors choose tiles
+and backends as they would on the chip; its arguments are abstract, so a case of any size costs no memory. To add a
+kernel, add a line to TABLE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import attention as attentions
+
+Program = tuple[Callable, tuple]  # a function and its abstract arguments
+HEAD_DIM = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One program. spills: kernel → bytes that it may spill, for each platform that it is compiled for.
+
+    Exactly these kernels must be in the program: one that is missing (something chose XLA) is a failure. refused: the
+    compiler must refuse, in words that this pattern finds; a negative control.
+    """
+
+    name: str
+    build: Callable[[str], Program]  # of a platform
+    spills: Mapping[str, Mapping[str, int]]
+    refused: str | None = None
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        return tuple(self.spills)
+
+
+class Packed(NamedTuple):
+    """Samples of one buffer, and heads. text, media: tokens of each sample's und and gen stream."""
+
+    samples: int
+    text: int
+    media: int
+    heads: int
+    kv_heads: int
+
+
+NANO, EDGE, SUPER = (32, 8), (16, 8), (64, 8)  # query heads, key heads
+IMPL = {"tpu": "mosaic_tpu", "gpu": "mosaic_gpu"}
+
+
+def abstract(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def gen_attention(platform: str, shape: Packed, tiles=None) -> Program:
+    """gen queries over [und; gen] keys, forward and backward, with the log-sum-exp and its gradient."""
+    ids = [abstract(1, shape.samples * n, dtype=jnp.int32) for n in (shape.text, shape.media)]
+    how = {"impl": IMPL[platform], "tiles": tiles}
+    plan = jax.eval_shape(lambda u, g: attentions.gen_plan(attentions.Segments(u, g), **how), *ids)
+    return _attention(plan, ids[1].shape[1], [x.shape[1] for x in ids], shape)
+
+
+def und_attention(platform: str, shape: Packed) -> Program:
+    """und queries over und keys, causal in each sample, forward and backward."""
+    ids = abstract(1, shape.samples * shape.text, dtype=jnp.int32)
+    plan = jax.eval_shape(lambda u: attentions.und_plan(attentions.Segments(u), impl=IMPL[platform]), ids)
+    return _attention(plan, ids.shape[1], [ids.shape[1]], shape)
+
+
+def _attention(plan, queries: int, keys: list[int], shape: Packed) -> Program:
+    q = abstract(1, queries, shape.heads, HEAD_DIM)
+    kv = tuple(abstract(1, n, shape.kv_heads, HEAD_DIM) for n in keys)
+
+    def both(q, k, v, plan, do, dlse):
+        def forward(q, k, v):
+            return attentions.attention(q, k, v, plan, scale=1 / math.sqrt(HEAD_DIM), return_lse=True)
+
+        out, pull = jax.vjp(forward, q, k, v)
+        return out, pull((do, dlse))
+
+    return both, (q, kv, kv, plan, q, abstract(1, shape.heads, queries, dtype=jnp.float32))
+
+
+def _case(name: str, build: Callable[..., Program], *args: Any, refused=None, **spills: Mapping[str, int]) -> Case:
+    return Case(name, functools.partial(_build, build, args), spills, refused)
+
+
+def _build(build, args, platform: str) -> Program:
+    return build(platform, *args)
+
+
+TPU_ATTENTION = {"attention_forward": 0, "attention_dq": 0, "attention_dkv": 0}
+GPU_ATTENTION = {"attention_forward": 32, "attention_dq": 0, "attention_dkv": 32}
+ATTENTION = {"tpu": TPU_ATTENTION, "gpu": GPU_ATTENTION}
+
+TABLE = (
+    _case("attention/nano-720p", gen_attention, Packed(1, 300, 44_160, *NANO), **ATTENTION),
+    _case("attention/nano-packed", gen_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
+    _case("attention/nano-packed-und", und_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
+    _case("attention/edge-packed", gen_attention, Packed(16, 200, 2_048, *EDGE), **ATTENTION),
+    _case("attention/super-720p", gen_attention, Packed(1, 300, 44_160, *SUPER), **ATTENTION),
+)
