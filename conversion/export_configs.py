@@ -12,7 +12,7 @@ from conversion import configs
 from conversion.check import ConversionError
 from cosmos_jax.config import ModelConfig
 
-EXECUTION = ("name", "scan", "remat", "init_std")  # how it runs and began, not what it is
+EXECUTION = ("name", "scan", "remat", "attention", "init_std")  # how it runs and began, not what it is
 GENERATOR = (
     "k_norm_und_for_gen", "norm_cast", "latent_channels", "patch", "action_dim", "domains", "sound_dim",
     "timestep_scale", "base_fps", "temporal_factor", "sound_latent_fps", "temporal_margin",

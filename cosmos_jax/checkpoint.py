@@ -31,7 +31,7 @@ from cosmos_jax.config import Config, from_dict, to_dict
 
 Key = tuple[str, ...]  # where an array lies in its tree
 JSON_ITEMS = ("data", "config", "assets")
-EXECUTION = ("name", "scan", "remat")  # model settings that change how it runs, not what it is
+EXECUTION = ("name", "scan", "remat", "attention")  # model settings that change how it runs, not what it is
 OTHER_MODEL = "set the model of the checkpoint, or use another directory"
 OTHER_STATE = "set optim.name, optim.trainable, optim.frozen and optim.ema as in the checkpoint"
 

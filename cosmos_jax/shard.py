@@ -69,17 +69,18 @@ def reshape(x: jax.Array, shape: tuple[int, ...], out: tuple[str, ...]) -> jax.A
     return jax.lax.reshape(x, shape) if no_mesh() else jax.lax.reshape(x, shape, out_sharding=spec(out))
 
 
-def rowwise(f: Callable, *args, heads: tuple[int, ...] = (), out_heads: bool = False):
+def rowwise(f: Callable, *args, heads: tuple[int, ...] = (), out_heads: bool = False, kernel: bool = False):
     """Run `f` on each device's own rows: every argument is [B, ...] (or a pytree of such), and so is every result.
 
     `heads`: positions of arguments whose axis 2 is split over tp ([B, T, H, d]); `out_heads`: the same for the result.
-    Use it for what must not be distributed: gathers inside a row, random numbers, attention kernels.
+    Use it for what must not be distributed: gathers inside a row, random numbers, attention kernels. kernel: `f` calls
+    a Pallas kernel, which cannot say over which axes its results vary.
     """
     if no_mesh():
         return f(*args)
     row, head = P(BATCH), P(BATCH, None, "tp")
     in_specs = tuple(head if i in heads else row for i in range(len(args)))
-    return jax.shard_map(f, in_specs=in_specs, out_specs=head if out_heads else row)(*args)
+    return jax.shard_map(f, in_specs=in_specs, out_specs=head if out_heads else row, check_vma=not kernel)(*args)
 
 
 def place(tree, axes_tree, mesh: jax.sharding.Mesh | None):

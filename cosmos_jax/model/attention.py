@@ -1,7 +1,8 @@
 """Projections of one stream, and THE attention call of the project.
 
 In: normalised hidden states, RoPE tables, segment ids. Out: attended hidden states. Nothing else in the project calls
-an attention kernel; a fused one slots in behind `pallas_kernels.attention`.
+an attention kernel; which one runs is decided behind `pallas_kernels.attention`. Plans (who sees whom) are made once
+per step and shared by all layers, forward and backward.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cosmos_jax.model import rope
 from cosmos_jax.model.declare import normal, param, use
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.precision import Precision
+from pallas_kernels.attention import Plan, Segments
 
 HEADS = ("batch", "token", "heads", "head_dim")
 KV_HEADS = ("batch", "token", "kv_heads", "head_dim")
@@ -68,36 +70,57 @@ class Projections(nnx.Module):
         )
 
 
-def und_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:
-    """Causal inside each segment. Shapes as in `pallas_kernels.attention.und_attention`."""
-    f = functools.partial(kernels.und_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
-    return shard.rowwise(f, q, k, v, segment_ids, heads=(0, 1, 2), out_heads=True)
+def _plan(make, of, attention: str, precision: Precision) -> Plan:
+    """Made on each device from its own rows: a plan of a whole batch would name rows that a device does not have."""
+    return shard.rowwise(functools.partial(make, impl=attention, dtype=precision.dtype), of)
 
 
-def gen_attention(
-    q, k, v, segment_ids, k_und, v_und, und_segment_ids, precision: Precision, control_weight: jax.Array | None = None
-) -> jax.Array:
-    """Gen queries over [und; gen] keys of their segment.
+def und_plan(segment_ids: jax.Array, attention: str, precision: Precision) -> Plan:
+    """Causal inside each segment. attention: a backend of `pallas_kernels.attention`, or auto."""
+    return _plan(kernels.und_plan, Segments(segment_ids), attention, precision)
 
-    control_weight [B,C,G] float32: C such attentions instead of one. Token g takes part in number c, as query and as
-    key, where control_weight[:,c,g] > 0; its output is the weighted sum (spec model.md §5, multi_control_two_way).
+
+def gen_plans(
+    segment_ids: jax.Array, und_segment_ids: jax.Array, attention: str, precision: Precision,
+    control_weight: jax.Array | None = None,
+) -> tuple[Plan, ...]:  # fmt: skip
+    """Gen queries over [und; gen] keys of their segment: one plan, or one for each weighted control.
+
+    control_weight [B,C,G] float32: C attentions instead of one. Token g takes part in number c, as query and as key,
+    where control_weight[:,c,g] > 0; its output is the weighted sum (spec model.md §5, multi_control_two_way).
     """
-    f = functools.partial(kernels.gen_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
+    ids = [segment_ids]
+    if control_weight is not None:  # who is not here is as padding is: unseen, answered 0
+        ids = [shard.rowwise(_here, segment_ids, control_weight[:, c]) for c in range(control_weight.shape[1])]
+    return tuple(_plan(kernels.gen_plan, Segments(und_segment_ids, i), attention, precision) for i in ids)
 
-    def weighted(q, k, v, segment_ids, k_und, v_und, und_segment_ids, weight):
+
+def _here(segment_ids, weight):
+    return jnp.where(weight > 0, segment_ids, -1)
+
+
+def full_plan(segment_ids: jax.Array, attention: str, precision: Precision) -> Plan:
+    """Unmasked inside each segment (vision encoder)."""
+    return _plan(kernels.full_plan, segment_ids, attention, precision)
+
+
+def attend(q, k, v, plan: Plan, precision: Precision) -> jax.Array:
+    """THE attention call: q [B,T,Hq,d] over the key sets k and v of a plan (`pallas_kernels.attention.attention`)."""
+    f = functools.partial(kernels.attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
+    return shard.rowwise(f, q, k, v, plan, heads=(0, 1, 2), out_heads=True, kernel=plan.backend != "xla")
+
+
+def gen_attend(q, k, v, plans: tuple[Plan, ...], weight: jax.Array | None, precision: Precision) -> jax.Array:
+    """`attend`, once for each plan of `gen_plans`; several are summed with their weights [B,C,G] in float32."""
+    if weight is None:
+        return attend(q, k, v, plans[0], precision)
+    f = functools.partial(kernels.attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
+
+    def weighted(q, k, v, plans, weight):
         out = jnp.zeros(q.shape, jnp.float32)
-        for c in range(weight.shape[1]):
-            here = jnp.where(weight[:, c] > 0, segment_ids, -1)  # who is not here is as padding is: unseen, answered 0
-            out += weight[:, c, :, None, None] * f(q, k, v, here, k_und, v_und, und_segment_ids)
+        for c, plan in enumerate(plans):
+            out += weight[:, c, :, None, None] * f(q, k, v, plan)
         return out.astype(q.dtype)
 
-    args = (q, k, v, segment_ids, k_und, v_und, und_segment_ids)
-    if control_weight is None:
-        return shard.rowwise(f, *args, heads=(0, 1, 2, 4, 5), out_heads=True)
-    return shard.rowwise(weighted, *args, control_weight, heads=(0, 1, 2, 4, 5), out_heads=True)
-
-
-def full_attention(q, k, v, segment_ids, precision: Precision) -> jax.Array:
-    """Unmasked inside each segment (vision encoder)."""
-    f = functools.partial(kernels.full_attention, scale=q.shape[-1] ** -0.5, precision=precision.matmul)
-    return shard.rowwise(f, q, k, v, segment_ids, heads=(0, 1, 2), out_heads=True)
+    kernel = plans[0].backend != "xla"
+    return shard.rowwise(weighted, q, k, v, plans, weight, heads=(0, 1, 2), out_heads=True, kernel=kernel)

@@ -9,23 +9,23 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from cosmos_jax.config import ModelConfig
-from cosmos_jax.model.attention import Projections, gen_attention, und_attention
+from cosmos_jax.model.attention import Projections, attend, gen_attend
 from cosmos_jax.model.declare import normal
 from cosmos_jax.model.mlp import MLP
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.precision import Precision
+from pallas_kernels.attention import Plan
 
 
 class Stream(NamedTuple):
-    """What every layer needs to know about one stream: rotary tables [B,T,d] and segment ids [B,T]."""
+    """What every layer needs to know about one stream: rotary tables [B,T,d], and who its queries see."""
 
     cos: jax.Array
     sin: jax.Array
-    segment_ids: jax.Array
-    control_weight: jax.Array | None = None  # of gen: [B,C,G] (`attention.gen_attention`)
+    plans: tuple[Plan, ...]  # one, or one for each weighted control of gen
+    control_weight: jax.Array | None = None  # of gen: [B,C,G] (`attention.gen_plans`)
 
 
 class KV(NamedTuple):
@@ -49,7 +49,7 @@ class Tower(nnx.Module):
 
     def finish(self, h, attended, precision):
         """Residual, MLP, residual."""
-        h = h + self.attn.out(checkpoint_name(attended, "attn_out"), precision)
+        h = h + self.attn.out(attended, precision)
         return h + self.mlp(self.norm_post(h, precision), precision)
 
 
@@ -62,22 +62,20 @@ class Block(nnx.Module):
         self,
         und: jax.Array | None,
         gen: jax.Array | None,
-        und_stream: Stream,
+        und_stream: Stream | None,
         gen_stream: Stream | None,
         cache: KV | None,
         precision: Precision,
     ) -> tuple[jax.Array | None, jax.Array | None, KV]:
         """`cache` stands for the und stream's keys and values when `und` is None (denoising after the first pass)."""
-        if und is not None:
+        if und is not None and und_stream is not None:
             q, k, k_for_gen, v = self.und.qkv(und, und_stream, precision)
             cache = KV(k_for_gen, v)
-            und = self.und.finish(und, und_attention(q, k, v, und_stream.segment_ids, precision), precision)
+            und = self.und.finish(und, attend(q, k, v, und_stream.plans[0], precision), precision)
         assert cache is not None, "a block without und needs the cache of its keys and values"
         if gen is not None and gen_stream is not None:
             q, k, _, v = self.gen.qkv(gen, gen_stream, precision)
-            o = gen_attention(
-                q, k, v, gen_stream.segment_ids, cache.k, cache.v, und_stream.segment_ids, precision,
-                gen_stream.control_weight,
-            )  # fmt: skip
+            keys, values = (cache.k, k), (cache.v, v)
+            o = gen_attend(q, keys, values, gen_stream.plans, gen_stream.control_weight, precision)
             gen = self.gen.finish(gen, o, precision)
         return und, gen, cache

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import rope, stack
+from cosmos_jax.model.attention import gen_plans, und_plan
 from cosmos_jax.model.block import KV, Stream
 from cosmos_jax.model.declare import normal, param, use
 from cosmos_jax.model.modality import Modalities, take_rows
@@ -49,6 +50,7 @@ class Cosmos(nnx.Module):
         self.norm_gen = RMSNorm(rngs, d, "hidden", cfg.norm_eps, cfg.norm_cast)
         self.lm_head = param(rngs, (d, cfg.vocab), ("embed", "vocab"), normal(cfg.init_std))
         self.io = Modalities(cfg, rngs)
+        self.attention = cfg.attention
         self.vit = EYES[cfg.vision.kind](cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
 
     def embed_und(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
@@ -57,7 +59,7 @@ class Cosmos(nnx.Module):
         h = shard.rowwise_shared(lambda ids, table: table[ids], (batch["und_ids"],), (table,))
         if self.vit is None or not batch["vit_patches"].shape[1]:
             return h, None
-        features, deepstack = self.vit(batch, precision)
+        features, deepstack = self.vit(batch, precision, self.attention)
         index = batch["und_vit_index"]
         h = jnp.where((index >= 0)[..., None], take_rows(features, index), h)
         if deepstack is not None:
@@ -116,14 +118,16 @@ def logical_axes(cfg: ModelConfig) -> dict:
     return nnx.traversals.unflatten_mapping(dict(flat))
 
 
-def _und_stream(cfg: ModelConfig, batch: dict) -> Stream:
-    return Stream(*rope.tables(batch["und_positions"], cfg.rope_theta, cfg.rope_sections), batch["und_segment_ids"])
+def _und_stream(cfg: ModelConfig, batch: dict, precision: Precision) -> Stream:
+    tables = rope.tables(batch["und_positions"], cfg.rope_theta, cfg.rope_sections)
+    return Stream(*tables, (und_plan(batch["und_segment_ids"], cfg.attention, precision),))
 
 
-def _gen_stream(cfg: ModelConfig, batch: dict) -> Stream:
+def _gen_stream(cfg: ModelConfig, batch: dict, precision: Precision) -> Stream:
     tables = rope.tables(batch["gen_positions"], cfg.rope_theta, cfg.rope_sections)
-    weighted = batch["control_weight"].shape[1] > 0
-    return Stream(*tables, batch["gen_segment_ids"], batch["control_weight"] if weighted else None)
+    weight = batch["control_weight"] if batch["control_weight"].shape[1] else None
+    ids = (batch["gen_segment_ids"], batch["und_segment_ids"])
+    return Stream(*tables, gen_plans(*ids, cfg.attention, precision, weight), weight)
 
 
 def apply(
@@ -133,9 +137,8 @@ def apply(
     model = _model(params, cfg)
     h, deepstack = model.embed_und(batch, precision)
     g = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
-    h, g, _ = stack.run(
-        model.layers, cfg, h, g, _und_stream(cfg, batch), _gen_stream(cfg, batch), precision, deepstack=deepstack
-    )
+    streams = _und_stream(cfg, batch, precision), _gen_stream(cfg, batch, precision)
+    h, g, _ = stack.run(model.layers, cfg, h, g, *streams, precision, deepstack=deepstack)
     velocity = model.io.velocity(batch, model.norm_gen(g, precision), cfg.patch, precision)
     return Output(velocity, model.norm_und(h, precision))
 
@@ -144,16 +147,15 @@ def see(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) ->
     """The vision encoder alone: features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
     if cfg.vision is None:
         raise ValueError(f"model {cfg.name!r} has no vision encoder; set model.vision.")
-    return _model(params, cfg).vit(batch, precision)
+    return _model(params, cfg).vit(batch, precision, cfg.attention)
 
 
 def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:
     """The reasoner alone. Its cache is all that the generator needs of the text, at every denoising step."""
     model = _model(params, cfg)
     h, deepstack = model.embed_und(batch, precision)
-    h, _, cache = stack.run(
-        model.layers, cfg, h, None, _und_stream(cfg, batch), None, precision, deepstack=deepstack, want_cache=True
-    )
+    stream = _und_stream(cfg, batch, precision)
+    h, _, cache = stack.run(model.layers, cfg, h, None, stream, None, precision, deepstack=deepstack, want_cache=True)
     return UndOutput(model.norm_und(h, precision), cache)
 
 
@@ -163,9 +165,7 @@ def gen(
     """The generator alone, over cached und keys and values. Returns float32 velocities."""
     model = _model(params, cfg)
     h = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
-    _, h, _ = stack.run(
-        model.layers, cfg, None, h, _und_stream(cfg, batch), _gen_stream(cfg, batch), precision, cache=cache
-    )
+    _, h, _ = stack.run(model.layers, cfg, None, h, None, _gen_stream(cfg, batch, precision), precision, cache=cache)
     return model.io.velocity(batch, model.norm_gen(h, precision), cfg.patch, precision)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos, rope, stack
-from cosmos_jax.model.attention import gen_attention, und_attention
+from cosmos_jax.model.attention import attend, gen_plans
 from cosmos_jax.model.block import KV, Stream, Tower
 from cosmos_jax.model.declare import use
 from cosmos_jax.precision import Precision
@@ -28,12 +28,11 @@ def prefill(params: dict, cfg: ModelConfig, batch: dict, room: int, *, precision
     """
     model = cosmos._model(params, cfg)
     h, deepstack = model.embed_und(batch, precision)
-    segments = batch["und_segment_ids"]
-    stream = Stream(*rope.tables(batch["und_positions"], cfg.rope_theta, cfg.rope_sections), segments)
+    stream = cosmos._und_stream(cfg, batch, precision)
 
     def layer(tower, h, i, _):
         q, k, _, v = tower.qkv(h, stream, precision, for_gen=False)
-        h = tower.finish(h, und_attention(q, k, v, segments, precision), precision)
+        h = tower.finish(h, attend(q, k, v, stream.plans[0], precision), precision)
         if deepstack is not None:
             h = h + stack._tap(deepstack, i)
         return h, jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))), KV(k, v))
@@ -61,12 +60,13 @@ def decode_step(
     table = use(model.embed_tokens, precision)
     h = shard.rowwise_shared(lambda ids, table: table[ids], (ids[:, None],), (table,))
     own = jnp.zeros_like(ids)[:, None]
-    stream = Stream(*rope.tables(positions[:, :, None], cfg.rope_theta, cfg.rope_sections), own)
     filled = jnp.where(jnp.arange(cache.k.shape[2]) < lengths[:, None], 0, -1)
+    plans = gen_plans(own, filled, "xla", precision)  # one query a row: nothing for a kernel of tiles to do
+    stream = Stream(*rope.tables(positions[:, :, None], cfg.rope_theta, cfg.rope_sections), plans)
 
     def layer(tower, h, _, kv):
         q, k, _, v = tower.qkv(h, stream, precision, for_gen=False)
-        h = tower.finish(h, gen_attention(q, k, v, own, kv.k, kv.v, filled, precision), precision)
+        h = tower.finish(h, attend(q, (kv.k, k), (kv.v, v), plans[0], precision), precision)
         return h, KV(k, v)
 
     h, new = _run(model, h, layer, cache)

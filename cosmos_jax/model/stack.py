@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+import pallas_kernels.attention as kernels
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model.block import KV, Block, Stream
 from cosmos_jax.precision import Precision
@@ -20,7 +21,7 @@ REMAT = {  # what the backward pass may keep
     "none": None,
     "full": _policies.nothing_saveable,
     "dots": _policies.dots_with_no_batch_dims_saveable,
-    "attn": _policies.save_only_these_names("attn_out"),
+    "attn": _policies.save_only_these_names(*kernels.SAVED),
 }
 
 
@@ -34,7 +35,7 @@ def run(
     cfg: ModelConfig,
     und: jax.Array | None,
     gen: jax.Array | None,
-    und_stream: Stream,
+    und_stream: Stream | None,
     gen_stream: Stream | None,
     precision: Precision,
     cache: KV | None = None,

@@ -16,7 +16,7 @@ from flax import nnx
 
 from cosmos_jax import shard
 from cosmos_jax.config import VisionConfig
-from cosmos_jax.model.attention import HEADS, full_attention
+from cosmos_jax.model.attention import HEADS, attend, full_plan
 from cosmos_jax.model.declare import Dense, normal, param, use
 from cosmos_jax.model.norm import LayerNorm
 from cosmos_jax.model.rope import inverse_frequencies, rotate
@@ -37,8 +37,8 @@ class VisionBlock(nnx.Module):
         self.fc1, self.fc2 = Dense(rngs, d, cfg.mlp, axes, init), Dense(rngs, cfg.mlp, d, ("hidden", "embed"), init)
         self.heads = cfg.heads
 
-    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None, segment_ids, precision: Precision):
-        """x [B,P,D] → [B,P,D]. rotary: cos and sin [B,P,head_dim]."""
+    def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None, plan, precision: Precision):
+        """x [B,P,D] → [B,P,D]. rotary: cos and sin [B,P,head_dim]; plan: of `full_plan`."""
         b, p, d = x.shape
         h = self.norm_1(x, precision)
 
@@ -49,7 +49,7 @@ class VisionBlock(nnx.Module):
         if rotary is not None:
             q, k = (rotate(t.astype(jnp.float32), *rotary).astype(x.dtype) for t in (q, k))
         q, k, v = (shard.constrain(t, HEADS) for t in (q, k, v))
-        o = full_attention(q, k, v, segment_ids, precision)
+        o = attend(q, k, v, plan, precision)
         o = shard.constrain(o, ("batch", "token", "act", "head_dim"))
         x = x + self.proj(shard.reshape(o, (b, p, d), ("batch", "token", "act")), precision)
         inner = _gelu_tanh(self.fc1(self.norm_2(x, precision), precision))
@@ -94,14 +94,15 @@ class VisionTower(nnx.Module):
         x = self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision)
         return x, _tables(batch["vit_rowcol"], self.cfg)
 
-    def __call__(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, batch: dict, precision: Precision, attention: str) -> tuple[jax.Array, jax.Array | None]:
         """vit_* fields → features [B,P/4,D] and deep-stack features [n,B,P/4,D] (None without taps)."""
         cfg = self.cfg
         x, rotary = self.embed(batch, precision)
+        plan = full_plan(batch["vit_segment_ids"], attention, precision)
         graphdef, state = nnx.split(self.layers)
 
         def body(x, state):
-            x = nnx.merge(graphdef, state)(x, rotary, batch["vit_segment_ids"], precision)
+            x = nnx.merge(graphdef, state)(x, rotary, plan, precision)
             return x, x if cfg.deepstack else None
 
         x, all_x = jax.lax.scan(body, x, state)

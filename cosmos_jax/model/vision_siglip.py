@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from cosmos_jax.config import VisionConfig
+from cosmos_jax.model.attention import full_plan
 from cosmos_jax.model.declare import Dense, normal, param
 from cosmos_jax.model.norm import LayerNorm
 from cosmos_jax.model.vision import Merger, VisionBlock, resampled
@@ -31,13 +32,14 @@ class SiglipTower(nnx.Module):
         """vit_* fields → what enters the first block [B,P,D]; nothing is rotated."""
         return self.patch_in(batch["vit_patches"], precision) + resampled(self.positions, batch, precision), None
 
-    def __call__(self, batch: dict, precision: Precision) -> tuple[jax.Array, None]:
+    def __call__(self, batch: dict, precision: Precision, attention: str) -> tuple[jax.Array, None]:
         """vit_* fields → features [B,P/4,D]; no deep-stack."""
         x, rotary = self.embed(batch, precision)
+        plan = full_plan(batch["vit_segment_ids"], attention, precision)
         graphdef, state = nnx.split(self.layers)
 
         def body(x, state):
-            return nnx.merge(graphdef, state)(x, rotary, batch["vit_segment_ids"], precision), None
+            return nnx.merge(graphdef, state)(x, rotary, plan, precision), None
 
         x, _ = jax.lax.scan(body, x, state)
         return self.merger(self.norm(x, precision), precision), None

@@ -14,8 +14,10 @@ from flax import nnx
 
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos, stack
+from cosmos_jax.model.attention import full_plan
 from cosmos_jax.model.block import Stream
 from cosmos_jax.precision import Precision
+from pallas_kernels.attention import Plan
 
 
 class Start(NamedTuple):
@@ -34,10 +36,11 @@ def start(params: dict, cfg: ModelConfig, batch: dict, timesteps, *, precision: 
     model = cosmos._model(params, cfg)
     und, deepstack = model.embed_und(batch, precision)
     if alone:
-        return Start(und, None, cosmos._und_stream(cfg, batch), None, deepstack)
+        return Start(und, None, cosmos._und_stream(cfg, batch, precision), None, deepstack)
     noised = {n: batch[f"{n}_x0"] for n in ("vision", "action", "sound")}
     gen = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
-    return Start(und, gen, cosmos._und_stream(cfg, batch), cosmos._gen_stream(cfg, batch), deepstack)
+    streams = cosmos._und_stream(cfg, batch, precision), cosmos._gen_stream(cfg, batch, precision)
+    return Start(und, gen, *streams, deepstack)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "precision"))
@@ -80,26 +83,26 @@ class Layers:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "precision"))
 def see_start(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision):
-    """What enters the vision encoder's blocks [B,P,D], and their rotary tables (None for Edge)."""
+    """What enters the vision encoder's blocks [B,P,D], their rotary tables (None for Edge), who sees whom."""
     eye: Any = cosmos._model(params, cfg).vit
-    return eye.embed(batch, precision)
+    return *eye.embed(batch, precision), full_plan(batch["vit_segment_ids"], cfg.attention, precision)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "precision"))
-def _block(graph, weights, x, rotary, segment_ids, precision: Precision):
-    return nnx.merge(graph, weights)(x, rotary, segment_ids, precision)
+def _block(graph, weights, x, rotary, plan: Plan, precision: Precision):
+    return nnx.merge(graph, weights)(x, rotary, plan, precision)
 
 
 class Blocks:
     """The vision encoder's blocks, one at a time."""
 
     def __init__(self, params: dict, cfg: ModelConfig, batch: dict, precision: Precision):
-        self.start, self.rotary = see_start(params, cfg, batch, precision=precision)
+        self.start, self.rotary, self.plan = see_start(params, cfg, batch, precision=precision)
         eye: Any = cosmos._model(params, cfg).vit
         self.graph, self.weights = nnx.split(eye.layers)
-        self.count, self.segments, self.precision = cfg.vision.layers, batch["vit_segment_ids"], precision
+        self.count, self.precision = cfg.vision.layers, precision
 
     def __call__(self, i: int, x):
         """Block i of x [B,P,D]."""
         weights = jax.tree.map(lambda w: w[i], self.weights)
-        return _block(self.graph, weights, x, self.rotary, self.segments, self.precision)
+        return _block(self.graph, weights, x, self.rotary, self.plan, self.precision)

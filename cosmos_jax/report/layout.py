@@ -13,7 +13,8 @@ import numpy as np
 
 from cosmos_jax.report.html import picture
 from data_pipelines.schema import MODALITIES
-from pallas_kernels.attention.reference import causal, same_segment
+from pallas_kernels.attention import segments
+from pallas_kernels.attention.reference import same_segment, seen
 
 KINDS = {  # what a token is → colour
     "text": "#7a869a",
@@ -51,7 +52,7 @@ def mask(batch: dict, row: int) -> np.ndarray:
     und, gen = batch["und_segment_ids"][row : row + 1], batch["gen_segment_ids"][row : row + 1]
     u, g = und.shape[1], gen.shape[1]
     out = np.zeros((u + g, u + g), bool)
-    out[:u, :u] = (same_segment(und, und) & causal(u))[0]
+    out[:u, :u] = seen(und, *(x[0] for x in segments.causal(und)[1:]))[0]
     if g:
         weight = batch["control_weight"][row]
         together: list[Any] = [gen] if not len(weight) else [np.where(w > 0, gen, -1) for w in weight]

@@ -29,10 +29,11 @@ from pallas_kernels.attention import blocked, fused, reference, segments
 from pallas_kernels.attention.segments import Flat, Masks, Segments
 
 __all__ = [
-    "BACKENDS", "Plan", "Plans", "Segments", "attention", "choose", "denoise_attention", "describe", "form",
+    "BACKENDS", "SAVED", "Plan", "Plans", "Segments", "attention", "choose", "denoise_attention", "describe", "form",
     "full_plan", "gen_plan", "make_plan", "mot_attention", "und_plan",
 ]  # fmt: skip
 BACKENDS = ("xla", *fused.BACKENDS)
+SAVED = fused.SAVED  # names of outputs and log-sum-exps, for a policy of `jax.checkpoint`
 WHOLE = 2**25  # scores that may exist at once: 128 MiB in float32
 
 

@@ -30,7 +30,7 @@ from pallas_kernels.attention.segments import Flat, Masks, flatten
 BACKENDS = {"mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}  # name → module beside this file
 DEFAULT = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu",)}  # platform → what `auto` takes if it can run
 HOPPER = ("H100", "H200", "GH200", "H800", "H20")
-SAVED = ("attn_out", "attn_lse")  # names under which rematerialisation may keep them (cosmos_jax/model/stack.py)
+SAVED = ("attn_out", "attn_lse")  # names under which rematerialisation may keep them (`save_only_these_names`)
 
 
 def refusal(name: str, dtype, device: platform.Device) -> str | None:
@@ -73,15 +73,17 @@ def attend(q, k: tuple, v: tuple, flat: Flat, lists, sizes, name: str, scale: fl
     """[B,Tq,Hq,d], key sets [B,Tk,Hkv,d] each → ([B,Tq,Hq,d], log-sum-exp [B,Hq,Tq])."""
     backend = _module(name)
     b, tq, hq, d = q.shape
-    k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
+    keys, values = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
 
     def buffer(x, tokens):
         x = x.reshape(-1, *x.shape[2:])
         x = jnp.pad(x, ((0, tokens - x.shape[0]), (0, 0), (0, -d % backend.HEAD_DIM)))
         return x.swapaxes(0, 1) if backend.HEADS_FIRST else x
 
-    q, k, v = buffer(q, len(flat.q_ids)), buffer(k, len(flat.k_ids)), buffer(v, len(flat.k_ids))
-    out, lse = _kernel(q, k, v, flat, lists, (name, sizes, scale, platform.interpreting()))
+    tokens = (len(flat.q_ids), len(flat.k_ids), len(flat.k_ids))
+    out, lse = _kernel(
+        *map(buffer, (q, keys, values), tokens), flat, lists, (name, sizes, scale, platform.interpreting())
+    )
     out = out.swapaxes(0, 1) if backend.HEADS_FIRST else out
     return out[: b * tq, :, :d].reshape(b, tq, hq, d), lse[:, : b * tq].reshape(hq, b, tq).swapaxes(0, 1)
 

@@ -25,14 +25,15 @@ def main():
     ids = jnp.repeat(jnp.array([0, 0, 1, -1]), 3) * jnp.ones((4, 1), jnp.int32)
 
     def loss(q, k, ids):
-        out = attention.gen_attention(q, k, k, ids, k, k, ids, HIGHEST)
+        plans = attention.gen_plans(ids, ids, "xla", HIGHEST)
+        out = attention.gen_attend(q, (k, k), (k, k), plans, None, HIGHEST)
         return jnp.square(out).sum(), out
 
     want = jax.grad(loss, (0, 1), has_aux=True)(q, k, ids)
     here = mesh.build(MeshConfig(data=2, fsdp=1, tp=2), jax.devices()[:4])
     kernels.WHOLE = 0
     for tiles in (Tiles(4, 5), Tiles(4, 5, one_head=False, skip=False)):
-        kernels.tiles = lambda t=tiles: t
+        kernels.xla_tiles = lambda t=tiles: t
         with jax.set_mesh(here):
             rows, heads = NamedSharding(here, P(shard.BATCH)), NamedSharding(here, P(shard.BATCH, None, "tp"))
             placed = jax.device_put((q, k, ids), (heads, heads, rows))
