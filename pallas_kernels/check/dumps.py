@@ -66,23 +66,19 @@ def launched(module: str) -> int | None:
 
 
 def tpu(dump: Path, program: str, smem: dict[str, int]) -> list[Kernel]:
-    """Kernels of one TPU program. program: its compiled text. smem: bytes prefetched by kernels of a name."""
-    calls = re.findall(r'%([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"', program)
+    """Kernels of one TPU program. program: its compiled text. smem: bytes prefetched by each kernel, by its name."""
     reports = [r for path in sorted(dump.glob("*vmem_report.html")) if (r := _report(path.read_text()))]
     kernels = []
-    for call in calls:
+    for call in re.findall(r'%([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"', program):
+        name = max((n for n in smem if n in call), key=len, default=call)  # calls are named jvp_<name>_.3, say
         used = [r for r in reports if call in r["hlo_breakdowns"]]
         entry = used[-1]["hlo_breakdowns"][call] if used else {"total_size": None, "blocks": []}
-        slots = sum(
-            a["size"] for b in entry["blocks"] for a in b.get("allocations") or () if a.get("tag", "").upper() == "SPILL"
-        )
+        allocations = [a for block in entry["blocks"] for a in block.get("allocations") or ()]
+        slots = sum(a["size"] for a in allocations if a.get("tag", "").upper() == "SPILL")
         capacity = used[-1]["global_info"]["vmem_capacity"] if used else None
-        name = re.sub(r"\.\d+$", "", call)
+        spills, bundles = f"{slots / 1024:,.0f} KiB", _bundles(dump, call)
         kernels.append(
-            Kernel(
-                name, entry["total_size"], capacity, slots, f"{slots / 1024:,.0f} KiB",
-                smem=smem.get(name), bundles=_bundles(dump, call),
-            )  # fmt: skip
+            Kernel(name, entry["total_size"], capacity, slots, spills, smem=smem.get(name), bundles=bundles)
         )
     return kernels
 
