@@ -138,7 +138,7 @@ def describe(config: Config, mesh: jax.sharding.Mesh, loader: Any, start: int) -
     return "\n".join((
         f"precision  compute {exact.compute}{asked}, parameters and optimiser float32, matmul {exact.matmul}",
         f"mesh       {axes} on {devices.size} × {devices.flat[0].device_kind}",
-        f"attention  {attention.choose('auto')} (auto)",
+        "attention  {} ({})".format(*attention.choose(config.model.attention, exact.dtype)),
         f"loader     {type(loader).__name__}, seed {config.data.seed}; {bucket.rows} rows of {bucket.und} und + "
         f"{bucket.gen} gen tokens, {config.optim.accumulate} micro-batch(es)",
         f"parameters {size['on']:,} trained, {size['off']:,} frozen",

@@ -62,7 +62,7 @@ def run(
     for name in names:
         plans.append(plan(name, cfg, texts, precision, free))
         say(f"{name}: compiled in {plans[-1].compile_s:.1f} s; {plans[-1].engine.check(free=free)}")
-        say(f"{name}: {work.attention(cfg, work.SIZES[name], texts)}")
+        say(f"{name}: {work.attention(cfg, work.SIZES[name], precision, texts)}")
     load = ours.random(cfg, precision)
     captions = load("captions")
     read = {p.name: [ours.timed(p.engine.prefill, captions, p.job) for _ in range(2)][1] for p in plans}

@@ -30,7 +30,7 @@ def run(
     params = load("captions"), load("generator")
     jobs = {n: ours.Ours(cfg, work.job(cfg, work.SIZES[n], texts), precision) for n in names}
     for n in names:
-        say(f"{n}: {work.attention(cfg, work.SIZES[n], texts)}")
+        say(f"{n}: {work.attention(cfg, work.SIZES[n], precision, texts)}")
     times: dict[str, list[ours.Time]] = {n: [] for n in names}
     peaks = []
     for one in jobs.values():

@@ -40,7 +40,7 @@ def _size(name, cfg, texts, repeat, them, params, say) -> dict:
     size = work.SIZES[name]
     job = work.job(cfg, size, texts)
     us = ours.Ours(cfg, job, Precision())
-    say(f"{name}: {work.attention(cfg, size, texts)}")
+    say(f"{name}: {work.attention(cfg, size, Precision(), texts)}")
     ids = [b["und_ids"][b["und_segment_ids"] == 0] for b in (job.batch, job.uncond)]
     sigmas, noise = job.schedule.sigmas[:-1].astype(np.float64), job.noise["vision"][0][us.real]
     them.start(ids, (size.t, size.h, size.w), noise, sigmas)

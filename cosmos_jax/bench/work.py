@@ -13,6 +13,7 @@ import numpy as np
 
 import pallas_kernels.attention as kernels
 from cosmos_jax.config import ModelConfig
+from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import schedules
 from cosmos_jax.sampling.generate import Job, framework_buffers
 from cosmos_jax.sampling.guidance import Guidance
@@ -52,10 +53,12 @@ VERSUS = ModelConfig(
 SCALING = dataclasses.replace(VERSUS, name="scaled-nano-2", layers=2, hidden=512, heads=4, kv_heads=1, mlp=1536)
 
 
-def attention(cfg: ModelConfig, size: Size, texts: tuple[int, int] = TEXTS) -> str:
+def attention(cfg: ModelConfig, size: Size, precision: Precision, texts: tuple[int, int] = TEXTS) -> str:
     """Which form the generator's attention takes, for a log."""
     queries = size.tokens(cfg)
-    return kernels.describe(len(texts), cfg.heads, queries, max(texts) + queries)
+    return kernels.describe(
+        len(texts), cfg.heads, queries, max(texts) + queries, impl=cfg.attention, dtype=precision.dtype
+    )
 
 
 class _Length:

@@ -29,6 +29,7 @@ from cosmos_jax.inference import transfer
 from cosmos_jax.inference.answers import Question
 from cosmos_jax.inference.bundle import CHUNK, Bundle
 from cosmos_jax.inference.job import How, Prepared
+from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import engine as engines
 from cosmos_jax.sampling.engine import Engine
 from cosmos_jax.sampling.generate import Job
@@ -122,7 +123,7 @@ class Runner:
                 raise ConfigError(str(e)) from e
             self.memory.append(line)
             self.progress.say(f"memory: {line}")
-            self.progress.say(_attention(job, b.config))
+            self.progress.say(_attention(job, b.config, self.how.precision))
             self._engines[key] = made
         return self._engines[key]
 
@@ -328,11 +329,12 @@ def _job(group: Group, sample: Sample | None = None) -> Job:
     return group[0].job(sample, [p.seed for p in group])
 
 
-def _attention(job: Job, cfg: ModelConfig) -> str:
+def _attention(job: Job, cfg: ModelConfig, precision: Precision) -> str:
     """How the generator's attention is computed."""
     b, branches = job.batch, max(map(len, job.forms))
     (rows, gen), und = b["gen_segment_ids"].shape, b["und_segment_ids"].shape[1]
-    return attention.describe(rows * branches, cfg.heads, gen, und + gen)
+    how = dict(impl=cfg.attention, dtype=precision.dtype)
+    return attention.describe(rows * branches, cfg.heads, gen, und + gen, **how)
 
 
 def _merge(reasoner: dict, generator: dict) -> dict:

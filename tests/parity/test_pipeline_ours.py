@@ -25,7 +25,7 @@ from data_pipelines.tokenizer import ChatTokenizer
 LAST = pipeline_cases.LONG - 1
 CASES = {
     "nano": (
-        "t2i", "i2v", "v2v_last", "t2v_sound", "policy", "forward_dynamics", "inverse_dynamics", "transfer",
+        "t2i_sound", "i2v", "v2v_last", "t2v_sound", "policy", "forward_dynamics", "inverse_dynamics", "transfer",
         "transfer_weighted", "i2i", "s2v",
     ),
     "edge": ("t2v",),

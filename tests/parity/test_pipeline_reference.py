@@ -96,7 +96,7 @@ def test_a_recording_does_not_depend_on_what_was_recorded_before(checkpoint, rec
 
 def test_what_each_case_is_for(recorded):
     nano, edge = recorded("nano"), recorded("edge")
-    assert set(nano) - set(edge) == {"t2v_sound", "i2v_sound_fps10", "v2v_sound", "s2v", "v2s"}
+    assert set(nano) - set(edge) == {"t2i_sound", "t2v_sound", "i2v_sound_fps10", "v2v_sound", "s2v", "v2s"}
     noisy = {n: {m: x.astype(int).tolist() for m, x in r.traces[0].noisy.items()} for n, r in nano.items()}
     assert noisy["t2v"] == {"vision": [1, 1, 1]} and noisy["i2v"] == {"vision": [0, 1, 1]}
     assert noisy["v2v"] == {"vision": [0, 0, 1, 1]} and noisy["inverse_dynamics"]["vision"] == [0, 0]
@@ -114,7 +114,8 @@ def test_what_each_case_is_for(recorded):
         "policy": (4, 10), "inverse_dynamics": (4, 10)
     }  # fmt: skip
     assert {n: r.wave.shape for n, r in nano.items() if r.wave is not None} == {
-        "t2v_sound": (2, 120), "i2v_sound_fps10": (2, 276), "v2v_sound": (2, 168), "v2s": (2, 120)
+        "t2i_sound": (2, 12), "t2v_sound": (2, 120), "i2v_sound_fps10": (2, 276), "v2v_sound": (2, 168),
+        "v2s": (2, 120),
     }  # fmt: skip
     assert all(len(t.fresh) == 4 for r in recorded("distilled").values() for t in r.traces)
     lengths = [len(x["cond_no_control"].positions["vision"][0]) for x in [nano["transfer"].traces[0].branches]]
