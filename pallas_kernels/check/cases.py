@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from pallas_kernels import attention as attentions
 
@@ -87,6 +88,18 @@ def _attention(plan, queries: int, keys: list[int], shape: Packed) -> Program:
     return both, (q, kv, kv, plan, q, abstract(1, shape.heads, queries, dtype=jnp.float32))
 
 
+def oversized(platform: str) -> Program:
+    """A copy in tiles of 128 MiB, each of them twice in flight: more than any TPU core has."""
+    side = 8192
+
+    def copy(x, y):
+        y[...] = x[...]
+
+    tile = pl.BlockSpec((side, side), lambda i: (i, 0))
+    wide = abstract(2 * side, side)
+    return pl.pallas_call(copy, grid=(2,), in_specs=[tile], out_specs=tile, out_shape=wide, name="copy"), (wide,)
+
+
 def _case(name: str, build: Callable[..., Program], *args: Any, refused=None, **spills: Mapping[str, int]) -> Case:
     return Case(name, functools.partial(_build, build, args), spills, refused)
 
@@ -105,4 +118,5 @@ TABLE = (
     _case("attention/nano-packed-und", und_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
     _case("attention/edge-packed", gen_attention, Packed(16, 200, 2_048, *EDGE), **ATTENTION),
     _case("attention/super-720p", gen_attention, Packed(1, 300, 44_160, *SUPER), **ATTENTION),
+    _case("control/oversized-tile", oversized, refused="exceed", tpu={}),
 )
