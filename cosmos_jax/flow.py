@@ -1,6 +1,7 @@
 """Rectified flow: draw sigma and noise, interpolate, name the target.
 
-In: packed batch of clean latents. Out: x_t, the velocity to predict, sigma per segment. Spec model.md §6.1–6.2:
+In: packed batch of clean latents. Out: x_t, the velocity to predict, sigma per segment. Spec model.md §6.1–6.2
+(formulas: `pallas_kernels.flow.noising`):
 
     x_t = sigma · noise + (1 − sigma) · x0        velocity = noise − x0        x0 = x_t − sigma · velocity
 
@@ -17,14 +18,22 @@ import jax.numpy as jnp
 
 from cosmos_jax import shard
 from cosmos_jax.config import FlowConfig
-from cosmos_jax.model.modality import take_rows, valid_elements
+from cosmos_jax.model.modality import noisy_elements, take_rows
 from data_pipelines.schema import MODALITIES
+from pallas_kernels import flow as kernels
 
 
 class Noised(NamedTuple):
     x_t: dict[str, jax.Array]  # shaped like `*_x0`
-    velocity: dict[str, jax.Array]  # the target; 0 where nothing is supervised
+    x0: dict[str, jax.Array]  # the batch's own
+    noise: dict[str, jax.Array]  # shaped like x0
+    noisy: dict[str, jax.Array]  # bool like x0: where x_t has noise and a velocity is supervised
     sigma: jax.Array  # [B,N] in (0, 1)
+
+    @property
+    def velocity(self) -> dict[str, jax.Array]:
+        """The target; 0 where nothing is supervised. (The loss needs it nowhere whole.)"""
+        return {n: kernels.velocity(self.x0[n], self.noise[n], self.noisy[n]) for n in self.x0}
 
     @property
     def timesteps(self) -> jax.Array:
@@ -82,14 +91,11 @@ def draw_noise(key: jax.Array, batch: dict, name: str) -> jax.Array:
 def noise_batch(key: jax.Array, batch: dict, cfg: FlowConfig, patch: int) -> Noised:
     """Noise every noisy token of the batch. Clean tokens keep x0 exactly; invalid elements are 0."""
     sigma = draw_sigma(key, batch, cfg)
-    x_t, velocity = {}, {}
-    for name in MODALITIES:
-        x0 = batch[f"{name}_x0"]
-        if not x0.size:
-            continue
-        noisy = valid_elements(batch, name, patch) & batch[f"{name}_noisy"][..., None]
-        noise = jnp.where(noisy, draw_noise(key, batch, name), 0.0)
-        s = take_rows(sigma[..., None], batch[f"{name}_segment_ids"])
-        x_t[name] = jnp.where(noisy, s * noise + (1.0 - s) * x0, x0)
-        velocity[name] = jnp.where(noisy, noise - x0, 0.0)
-    return Noised(x_t, velocity, sigma)
+    x0 = {n: batch[f"{n}_x0"] for n in MODALITIES if batch[f"{n}_x0"].size}
+    noise = {n: draw_noise(key, batch, n) for n in x0}
+    noisy = {n: noisy_elements(batch, n, patch) for n in x0}
+    x_t = {}
+    for n in x0:
+        per_token = take_rows(sigma[..., None], batch[f"{n}_segment_ids"])[..., 0]
+        x_t[n] = kernels.noise(x0[n], noise[n], per_token, noisy[n])
+    return Noised(x_t, x0, noise, noisy, sigma)

@@ -20,6 +20,7 @@ from cosmos_jax.model import cosmos
 from cosmos_jax.model.modality import take_rows
 from cosmos_jax.precision import Precision
 from data_pipelines.schema import MODALITIES
+from pallas_kernels import flow as kernels
 
 SIGMA_BUCKETS = 4  # equal parts of [0, 1], for the metrics
 LOGIT_CHUNK = 1024  # und positions whose logits exist at once, per row
@@ -50,7 +51,9 @@ def loss_fn(params, cfg: Config, batch: dict, key: jax.Array, precision: Precisi
     for i, name in enumerate(MODALITIES):
         if name not in out.velocity:
             continue
-        token = ((out.velocity[name] - noised.velocity[name]) ** 2).sum(-1) * batch[f"{name}_weight"]
+        token = kernels.squared_error(
+            out.velocity[name], noised.x0[name], noised.noise[name], noised.noisy[name], batch[f"{name}_weight"]
+        )
         metrics[f"loss/{name}"] = token.sum() / n[name]
         loss = loss + getattr(cfg.flow, f"weight_{name}") * metrics[f"loss/{name}"]
         sums = sums + (take_rows(in_bucket, batch[f"{name}_segment_ids"]) * token[..., None]).sum((0, 1))

@@ -44,3 +44,19 @@ def interpreted() -> Iterator[None]:
 
 def interpreting() -> bool:
     return _interpreting
+
+
+HOPPER = ("H100", "H200", "GH200", "H800", "H20")
+
+
+def refusal(flavour: str, device: Device) -> str | None:
+    """Why kernels of this flavour, mosaic_tpu or mosaic_gpu, cannot run on `device`; None if they can."""
+    if flavour == "mosaic_gpu" and jax.__version_info__ < (0, 11):
+        return f"it needs jax ≥ 0.11 (Python ≥ 3.12), here is {jax.__version__}"
+    if interpreting():
+        return None
+    if flavour == "mosaic_tpu" and device.platform != "tpu":
+        return f"it needs a TPU, this is {device.kind}"
+    if flavour == "mosaic_gpu" and not any(h in device.kind for h in HOPPER):
+        return f"it needs a Hopper GPU (sm_90), this is {device.kind}"
+    return None

@@ -87,6 +87,11 @@ def valid_elements(batch: dict, name: str, patch: int) -> jax.Array:
     return real & (row < extent[..., :1]) & (col < extent[..., 1:])
 
 
+def noisy_elements(batch: dict, name: str, patch: int) -> jax.Array:
+    """[B, tokens, features] bool: elements that are noised, predicted, supervised: the valid ones of noisy tokens."""
+    return valid_elements(batch, name, patch) & batch[f"{name}_noisy"][..., None]
+
+
 class Modalities(nnx.Module):
     """Every projection into and out of the gen stream. Absent modalities have no parameters."""
 
@@ -134,8 +139,7 @@ class Modalities(nnx.Module):
                 v = self.action_out(h, batch["action_domain"], precision)
             else:
                 v = getattr(self, f"{name}_out")(h, precision, out=("batch", "token", "feature"))
-            keep = valid_elements(batch, name, patch) & batch[f"{name}_noisy"][..., None]
-            result[name] = jnp.where(keep, v.astype(jnp.float32), 0.0)
+            result[name] = jnp.where(noisy_elements(batch, name, patch), v.astype(jnp.float32), 0.0)
         return result
 
 

@@ -21,13 +21,14 @@ from cosmos_jax.config import ModelConfig
 from cosmos_jax.flow import draw_noise
 from cosmos_jax.model import cosmos
 from cosmos_jax.model.block import KV
-from cosmos_jax.model.modality import valid_elements
+from cosmos_jax.model.modality import noisy_elements, valid_elements
 from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import guidance as guiding
 from cosmos_jax.sampling.guidance import Guidance
 from cosmos_jax.sampling.schedules import Schedule
 from data_pipelines.packing import patchify
 from data_pipelines.schema import MODALITIES
+from pallas_kernels.flow import Updated, update
 
 Buffers = dict[str, jax.Array]  # modality → [B, tokens, features] float32
 
@@ -76,18 +77,25 @@ def start(x: Buffers) -> State:
     return State(x, x, x, x)
 
 
-def solver_step(state: State, velocity: Buffers, row: dict, fresh: Buffers | None = None) -> State:
-    """One step. `row`: one row of `Schedule.rows()`. Formula: `schedules` module docstring, m = x − σ·v.
+def solver_step(
+    state: State,
+    velocity: Buffers,
+    row: dict,
+    fresh: Buffers | None = None,
+    keep: tuple[Buffers, Buffers] | None = None,
+) -> State:
+    """One step. `row`: one row of `Schedule.rows()`. Formula: `pallas_kernels.flow.update`.
 
-    fresh: unit noise like x, for a schedule that draws any.
+    fresh: unit noise like x, for a schedule that draws any. keep: as in `advance`.
     """
-    c, p = row["corrector"], row["predictor"]
-    m = jax.tree.map(lambda x, v: x - row["sigma"] * v, state.x, velocity)
-    corrected = jax.tree.map(lambda *terms: _weigh(c, terms), state.x, state.corrected, m, state.older, state.oldest)
-    x = jax.tree.map(lambda *terms: _weigh(p, terms), corrected, m, state.older)
+    buffers = state._asdict() | {"velocity": velocity}
     if "noise" in row:
-        x = jax.tree.map(lambda x, e: x + row["noise"] * e, x, fresh)
-    return State(x, corrected, m, state.older)
+        buffers["fresh"] = fresh
+    if keep is not None:
+        buffers |= dict(zip(("noisy", "pinned"), keep, strict=True))
+    new = jax.tree.map(lambda *x: update(**dict(zip(buffers, x, strict=True)), row=row), *buffers.values())
+    x, corrected, clean = jax.tree.transpose(jax.tree.structure(state.x), jax.tree.structure(Updated(0, 0, 0)), new)
+    return State(x, corrected, clean, state.older)
 
 
 def advance(
@@ -109,9 +117,7 @@ def advance(
 
     def body(state, row):
         drawn = fresh(row) if "noise" in row else None
-        new = solver_step(state, velocity_fn(state.x, row), row, drawn)
-        if keep is not None:
-            new = new._replace(x=jax.tree.map(jnp.where, keep[0], new.x, keep[1]))
+        new = solver_step(state, velocity_fn(state.x, row), row, drawn, keep)
         if progress is not None:
             done = jnp.sum(jax.tree.leaves(new.x)[0])  # an argument that does not exist before the step is done
             jax.debug.callback(lambda i, _: progress(i), row["step"], done)
@@ -326,15 +332,6 @@ def _conditions(batch: dict, cfg: ModelConfig) -> tuple[Buffers, Buffers]:
     """Modality → (what is denoised, bool; the clean latents, 0 in what is no element)."""
     noisy, clean = {}, {}
     for n in (n for n in MODALITIES if batch[f"{n}_x0"].size):
-        valid = valid_elements(batch, n, cfg.patch)
-        noisy[n] = valid & batch[f"{n}_noisy"][..., None]
-        clean[n] = jnp.where(valid, batch[f"{n}_x0"], 0.0)
+        noisy[n] = noisy_elements(batch, n, cfg.patch)
+        clean[n] = jnp.where(valid_elements(batch, n, cfg.patch), batch[f"{n}_x0"], 0.0)
     return noisy, clean
-
-
-def _weigh(weights: jax.Array, terms: tuple) -> jax.Array:
-    """Σ weights[i] · terms[i]."""
-    total = weights[0] * terms[0]
-    for i in range(1, len(terms)):
-        total = total + weights[i] * terms[i]
-    return total

@@ -20,6 +20,7 @@ import numpy as np
 from cosmos_jax import shard
 from cosmos_jax.model.block import KV
 from data_pipelines.schema import MODALITIES
+from pallas_kernels.flow import guide
 
 BRANCHES = ("cond", "uncond", "free")  # their order in the rows
 READS = {"cond": "cond", "uncond": "uncond", "free": "cond"}  # branch → the branch whose caption it reads
@@ -122,12 +123,10 @@ def combine(velocity, text, control=1.0, form: Form = ("cond", "uncond"), owners
 
     def mix(v, owners, text, control):
         parts = {n: dict(zip(form, jnp.split(x.astype(jnp.float32), len(form)), strict=True)) for n, x in v.items()}
-        cond = {n: p["cond"] for n, p in parts.items()}
-        if "free" in form:
-            cond = {n: p["free"] + control * (p["cond"] - p["free"]) for n, p in parts.items()}
+        cond = {n: guide(p["cond"], free=p.get("free"), control=control) for n, p in parts.items()}
         if "uncond" not in form:
             return cond
-        guided = {n: p["uncond"] + text * (cond[n] - p["uncond"]) for n, p in parts.items()}
+        guided = {n: guide(cond[n], p["uncond"], text=text) for n, p in parts.items()}
         return guided if owners is None else _shorten(guided, cond, owners)
 
     rows, scales = (velocity, owners), (jnp.float32(text), jnp.float32(control))
