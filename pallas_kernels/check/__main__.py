@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pallas_kernels.check import judge, topology
 from pallas_kernels.check.cases import TABLE, Case
-from pallas_kernels.check.program import Outcome
+from pallas_kernels.check.program import Outcome, environment
 
 PATIENCE = 600.0  # seconds for one program; the slowest takes a tenth of it
 CHILD = (sys.executable, "-m", "pallas_kernels.check.program")
@@ -102,8 +102,11 @@ def outcomes(name: str, cases: list[str], child: Sequence[str] = CHILD, patience
     left = list(cases)
     while left:
         at, ended = left[0], None
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen([*child, name, *left], stdout=subprocess.PIPE, stderr=errors, text=True)
+        with tempfile.TemporaryDirectory() as dump, tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                [*child, name, dump, *left], stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=os.environ | environment(name, Path(dump)),
+            )  # fmt: skip
             alarm = _Alarm(process, patience)
             for text in process.stdout:
                 if not text.startswith("{"):

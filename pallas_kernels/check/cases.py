@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import attention as attentions
+from pallas_kernels import norm_rope
+from pallas_kernels.flow import programs
 
 Program = tuple[Callable, tuple]  # a function and its abstract arguments
 HEAD_DIM = 128
@@ -88,16 +90,37 @@ def _attention(plan, queries: int, keys: list[int], shape: Packed) -> Program:
     return both, (q, kv, kv, plan, q, abstract(1, shape.heads, queries, dtype=jnp.float32))
 
 
+def normed_and_rotated(platform: str, tokens: int, heads: int, kv_heads: int) -> Program:
+    """q and k of one stream, forward and backward."""
+    slabs = tuple(abstract(tokens, n * HEAD_DIM) for n in (heads, kv_heads))
+    weights = (abstract(HEAD_DIM, dtype=jnp.float32),) * 2
+    table = abstract(tokens, HEAD_DIM, dtype=jnp.float32)
+
+    def both(xs, weights, cos, sin, dys):
+        def forward(xs, weights):
+            return norm_rope.norm_rope(xs, weights, cos, sin, eps=1e-6, impl=IMPL[platform])
+
+        ys, pull = jax.vjp(forward, xs, weights)
+        return ys, pull(dys)
+
+    return both, (slabs, weights, table, table, tuple(abstract(n, tokens, HEAD_DIM) for n in (heads, kv_heads)))
+
+
+def flow_operation(platform: str, name: str) -> Program:
+    """One operation of `pallas_kernels.flow` on the tokens of a 720p video."""
+    return programs.programs(impl=IMPL[platform])[name]
+
+
 def oversized(platform: str) -> Program:
-    """A copy in tiles of 128 MiB, each of them twice in flight: more than any TPU core has."""
+    """Tiles of 128 MiB, each of them twice in flight: more than any TPU core has."""
     side = 8192
 
-    def copy(x, y):
-        y[...] = x[...]
+    def corner(x, y):
+        y[:8, :128] = x[:8, :128]
 
     tile = pl.BlockSpec((side, side), lambda i: (i, 0))
     wide = abstract(2 * side, side)
-    return pl.pallas_call(copy, grid=(2,), in_specs=[tile], out_specs=tile, out_shape=wide, name="copy"), (wide,)
+    return pl.pallas_call(corner, grid=(2,), in_specs=[tile], out_specs=tile, out_shape=wide, name="corner"), (wide,)
 
 
 def _case(name: str, build: Callable[..., Program], *args: Any, refused=None, **spills: Mapping[str, int]) -> Case:
@@ -110,6 +133,7 @@ def _build(build, args, platform: str) -> Program:
 
 TPU_ATTENTION = {"attention_forward": 0, "attention_dq": 0, "attention_dkv": 0}
 GPU_ATTENTION = {"attention_forward": 32, "attention_dq": 0, "attention_dkv": 32}
+FLOW = ("noise", "noise_backward", "error", "error_backward", "update")
 ATTENTION = {"tpu": TPU_ATTENTION, "gpu": GPU_ATTENTION}
 
 TABLE = (
@@ -118,5 +142,7 @@ TABLE = (
     _case("attention/nano-packed-und", und_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
     _case("attention/edge-packed", gen_attention, Packed(16, 200, 2_048, *EDGE), **ATTENTION),
     _case("attention/super-720p", gen_attention, Packed(1, 300, 44_160, *SUPER), **ATTENTION),
+    _case("norm_rope/nano-720p", normed_and_rotated, 44_160, *NANO, tpu={"norm_rope": 0, "norm_rope_backward": 0}),
+    *(_case(f"flow/{n}", flow_operation, n, tpu={f"flow_{n}": 0}, gpu={f"flow_{n}": 0}) for n in FLOW),
     _case("control/oversized-tile", oversized, refused="exceed", tpu={}),
 )

@@ -58,7 +58,7 @@ def rows(case: Case, outcome: Outcome) -> list[Sequence[str]]:
 def _memory(topology: str, k) -> str:
     if k.memory is None:
         return "not reported"
-    of = f"{k.memory / 1024:,.0f} of {k.capacity / 1024:,.0f} KiB"
+    of = f"{k.memory / 1024:,.1f} of {k.capacity / 1024:,.0f} KiB"
     if platform(topology) == "gpu":
         return f"{of} shared"
     return f"{of} VMEM" + (f", {k.smem / 1024:,.1f} KiB SMEM" if k.smem else "") + f", {k.bundles:,} bundles"

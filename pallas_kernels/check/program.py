@@ -1,17 +1,16 @@
-"""One topology in a process of its own: `python -m pallas_kernels.check.program TOPOLOGY CASE…`.
+"""One topology in a process of its own: `python -m pallas_kernels.check.program TOPOLOGY DUMP CASE…`.
 
-In: names of a topology and of cases. Out: for each case a line of JSON when it begins, another with its `Outcome`. A
-process because libtpu and the CUDA plugin want one each, because both read their options when they are loaded, and
-because a compiler that dies or hangs must not take the others with it.
+In: a topology, a directory that the compilers may fill, names of cases; and, set before jax is imported, `environment`.
+Out: for each case a line of JSON when it begins, another with its `Outcome`. A process because libtpu and the CUDA
+plugin want one each, because both read their options when they are loaded, and because a compiler that dies or hangs
+must not take the others with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,22 +83,19 @@ def prefetched(jaxpr) -> dict[str, int]:
     return found
 
 
-def main(topology: str, names: Sequence[str]) -> None:
+def main(topology: str, directory: str, names: Sequence[str]) -> None:
     """Every case of these names, one after the other, on standard output."""
-    with tempfile.TemporaryDirectory() as directory:
-        dump = Path(directory)
-        os.environ.update(environment(topology, dump))
-        import jax
+    import jax
 
-        from pallas_kernels import targets
+    from pallas_kernels import targets
 
-        mesh = jax.sharding.Mesh(targets.topology(topology).devices[:1], ("device",))
-        for case in TABLE:
-            if case.name in names:
-                print(json.dumps({"begins": case.name}), flush=True)
-                outcome = compiled(case, topology, mesh, dump)
-                print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+    mesh = jax.sharding.Mesh(targets.topology(topology).devices[:1], ("device",))
+    for case in TABLE:
+        if case.name in names:
+            print(json.dumps({"begins": case.name}), flush=True)
+            outcome = compiled(case, topology, mesh, Path(directory))
+            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
