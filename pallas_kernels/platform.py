@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-_interpreting = False
+_interpreting: Any = False
 
 
 class Device(NamedTuple):
@@ -32,17 +32,21 @@ _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}
 
 
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """Inside, kernels of any platform are simulated, on whatever machine: for tests. Programs traced inside stay so."""
+def interpreted(how: Any = True) -> Iterator[None]:
+    """Inside, kernels of any platform are simulated, on whatever machine: for tests. Programs traced inside stay so.
+
+    how: what `pallas_call(interpret=…)` takes: True, or parameters of a simulator (which looks for races, say).
+    """
     global _interpreting
-    before, _interpreting = _interpreting, True
+    before, _interpreting = _interpreting, how
     try:
         yield
     finally:
         _interpreting = before
 
 
-def interpreting() -> bool:
+def interpreting() -> Any:
+    """False, or how kernels are simulated."""
     return _interpreting
 
 

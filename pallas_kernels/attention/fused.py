@@ -10,8 +10,10 @@ A backend is a module with
     forward(q, k, v, flat, lists, tiles, scale, interpret) -> (o, lse [Hq,Tq] float32, natural, −inf: nothing seen)
     backward(q, k, v, o, do, lse, delta, flat, lists, tiles, scale, interpret) -> (dq, dk, dv)
 
-and neither knows what a row, a stream or a sample is. The gradient of the log-sum-exp costs nothing: it enters where
-rowsum(do · o) does (spec kernels.md a.1).
+interpret is `platform.interpreting()`. What comes in is 0 on padding (do: 0 for queries that see nothing), whatever the
+model left there: a NaN would survive the mask. What goes out must be 0 there. Neither function knows what a row, a
+stream or a sample is. The gradient of the log-sum-exp costs nothing: it enters where rowsum(do · o) does (spec
+kernels.md a.1).
 """
 
 from __future__ import annotations
@@ -91,13 +93,13 @@ def attend(q, k: tuple, v: tuple, flat: Flat, lists, sizes, name: str, scale: fl
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _kernel(q, k, v, flat: Flat, lists, how: tuple):
     """how: (backend, its tiles, scale, whether it is simulated)."""
-    name, *rest = how
-    return _module(name).forward(q, k, v, flat, lists, *rest)
+    return _forward(q, k, v, flat, lists, how)[0]
 
 
 def _forward(q, k, v, flat, lists, how):
     # Named here, inside the rule: a name outside would keep a copy, and the kernel would run again all the same.
     name, *rest = how
+    q, k, v = (_kept(x, ids >= 0, name) for x, ids in ((q, flat.q_ids), (k, flat.k_ids), (v, flat.k_ids)))
     out, lse = named(*_module(name).forward(q, k, v, flat, lists, *rest))
     return (out, lse), (q, k, v, flat, lists, out, lse)
 
@@ -109,7 +111,13 @@ def _backward(how, saved, cotangents):
     delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), -1)
     delta = (delta if _module(name).HEADS_FIRST else delta.swapaxes(0, 1)) - dlse  # [Hq,Tq]
     delta = jnp.where(lse == -jnp.inf, 0.0, delta)  # a query that sees nothing passes no gradient, whatever comes in
+    do = _kept(do, (lse > -jnp.inf).any(0), name)
     return *_module(name).backward(q, k, v, out, do, lse, delta, flat, lists, *rest), None, None
+
+
+def _kept(x: jax.Array, tokens: jax.Array, name: str) -> jax.Array:
+    """x where `tokens` [T] says so, 0 elsewhere; XLA fuses it with the copy that makes the buffer."""
+    return jnp.where(tokens[:, None] if _module(name).HEADS_FIRST else tokens[:, None, None], x, 0)
 
 
 _kernel.defvjp(_forward, _backward)

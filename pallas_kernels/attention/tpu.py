@@ -37,7 +37,7 @@ def forward(q, k, v, flat: Flat, lists: Lists, sizes: Tiles, scale: float, inter
     o, lse = _by_query(
         functools.partial(_forward_kernel, scale=scale),
         "attention_forward", (q,), (k, v), (), flat, lists, sizes, interpret,
-        outputs=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((q.shape[0], 1, q.shape[1]), jnp.float32)],
+        outputs=[q, jax.ShapeDtypeStruct((q.shape[0], 1, q.shape[1]), jnp.float32)],
         scratch=[(sizes.queries, q.shape[2]), (sizes.queries, LANES), (sizes.queries, LANES)],
     )  # fmt: skip
     return o, lse[:, 0]
@@ -49,14 +49,15 @@ def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, sizes: Tiles,
     (dq,) = _by_query(
         functools.partial(_dq_kernel, scale=scale),
         "attention_dq", (q, do), (k, v), (lse, delta), flat, lists, sizes, interpret,
-        outputs=[jax.ShapeDtypeStruct(q.shape, q.dtype)],
+        outputs=[q],
         scratch=[(sizes.queries, q.shape[2]), (sizes.queries, LANES), (sizes.queries, LANES)],
     )  # fmt: skip
     return dq, *_dkv(q, k, v, do, lse, delta, flat, lists, sizes, scale, interpret)
 
 
 def _by_query(kernel, name, of_q, of_k, rows, flat, lists, sizes, interpret, outputs, scratch):
-    """Run a kernel over the list by queries. of_q, of_k [H,T,d]; rows [Hq,1,Tq]; scratch: shapes, float32."""
+    """Run a kernel over the list by queries. of_q, of_k [H,T,d]; rows [Hq,1,Tq]; outputs: things of
+    the right shape and dtype; scratch: shapes, float32."""
     heads, _, d = of_q[0].shape
     group = heads // of_k[0].shape[0]
 
@@ -79,7 +80,7 @@ def _by_query(kernel, name, of_q, of_k, rows, flat, lists, sizes, interpret, out
             out_specs=[row if x.shape[1] == 1 else block for x in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=outputs,
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
         compiler_params=_params(sizes, 2),
         interpret=interpret,
         name=name,
@@ -149,7 +150,9 @@ def _forward_kernel(work, q_ids, limit, k_ids, q, k, v, o, lse, total, top, weig
         lse[...] = _row(jnp.where(whole > 0, top[...] * scale + jnp.log(least), -jnp.inf))
 
 
-def _dq_kernel(work, q_ids, limit, k_ids, q, do, k, v, lse, delta, dq, total, lse_column, delta_column, *, chunk, scale):
+def _dq_kernel(
+    work, q_ids, limit, k_ids, q, do, k, v, lse, delta, dq, total, lse_column, delta_column, *, chunk, scale
+):
     entry = read(work[pl.program_id(1)])
 
     @pl.when(entry.first)

@@ -1,8 +1,8 @@
 """Who may see whom, in every way that breaks attention kernels, and the comparison with the reference.
 
 In: sizes of a packed batch. Out: `layouts`, ids and limits by name, all of one shape so that they share a compile;
-`operands`, random q, k, v and cotangents; `evaluate`, output, log-sum-exp and gradients of any backend through the
-front door; `errors`, how far two of them are apart.
+`operands`, random q, k, v and cotangents; `evaluate`, output, log-sum-exp and gradients under a plan of any
+backend through the front door; `errors`, how far two of them are apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import Segments, attention, make_plan
+from pallas_kernels.attention import Plan, Segments, attention, make_plan
 from pallas_kernels.attention.segments import Masks, causal, gen_masks, und_masks
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # largest error over the largest value of the reference
@@ -115,28 +115,33 @@ def operands(m: Masks, heads: int, group: int, dim: int = 128, dtype=jnp.float32
     return Operands(normal(m.q_ids, heads), k, v, normal(m.q_ids, heads), dlse)
 
 
-@functools.partial(jax.jit, static_argnames=("impl", "tiles", "scale"))
-def _evaluate(x: Operands, m: Masks, impl: str, tiles, scale: float):
-    plan = make_plan(m, impl=impl, dtype=x.q.dtype, tiles=tiles)
+plan_for = jax.jit(make_plan, static_argnames=("impl", "dtype", "tiles"))  # (masks, impl=, dtype=, tiles=) → Plan
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def _evaluate(x: Operands, plan: Plan, scale: float):
     attend = functools.partial(attention, plan=plan, scale=scale, return_lse=True, precision="highest")
     (o, lse), back = jax.vjp(attend, x.q, x.k, x.v)
     return o, lse, *back((x.do, x.dlse))
 
 
-def evaluate(x: Operands, m: Masks, impl: str, tiles=None, scale: float = SCALE) -> Result:
-    """Forward and backward of a backend; inside `platform.interpreted()` for the fused ones."""
-    o, lse, dq, dk, dv = _evaluate(x, m, impl, tiles, scale)
+def evaluate(x: Operands, plan: Plan, scale: float = SCALE) -> Result:
+    """Forward and backward; for fused backends make the plan and call this inside `platform.interpreted()`.
+
+    How a backend is simulated is decided at the first call for these shapes: `_evaluate.clear_cache()` forgets it.
+    """
+    o, lse, dq, dk, dv = _evaluate(x, plan, scale)
     return Result(*map(np.asarray, (o, lse, dq, jnp.concatenate(dk, 1), jnp.concatenate(dv, 1))))
 
 
 def truth(x: Operands, m: Masks, scale: float = SCALE) -> Result:
     """The reference in float32, of operands in whose padding and blind queries there is nothing but zeros."""
     x = jax.tree.map(lambda a: a.astype(jnp.float32), x)
-    x = poison(x, m, 0.0)
-    lse = evaluate(x, m, "xla", scale=scale).lse
+    x, plan = poison(x, m, 0.0), plan_for(m, impl="xla")
+    lse = evaluate(x, plan, scale).lse
     blind = jnp.asarray(lse == -np.inf)
     x = x._replace(do=jnp.where(blind.swapaxes(1, 2)[..., None], 0, x.do), dlse=jnp.where(blind, 0, x.dlse))
-    return evaluate(x, m, "xla", scale=scale)
+    return evaluate(x, plan, scale)
 
 
 def poison(x: Operands, m: Masks, value: float) -> Operands:

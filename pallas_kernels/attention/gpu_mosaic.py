@@ -1,0 +1,120 @@
+"""Words that the Hopper kernels are written in: rings of shared memory, products of tensor cores, masks of a tile.
+
+In: references of a Mosaic GPU kernel. Out: the same arithmetic on the chip and in jax's interpreter, which knows neither
+`run_state` nor a product whose left side is in registers: `accumulate` is the one place where the two differ.
+
+A kernel here is three warpgroups: two compute, the third only copies. Copies into a slot of the ring complete its
+`ready` barrier; both compute warpgroups arrive at its `free` barrier when they have read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+COMPUTE, COPY = 2, 2  # compute warpgroups are 0 and 1, the copying one is 2
+ROWS = plgpu.Layout.WGMMA.reduce(1)  # a number per row of a tile in registers
+COLUMNS = plgpu.Layout.WGMMA.reduce(0)
+SIMULATOR = plgpu.InterpretGPUParams()
+
+
+def call(body: Callable, grid: dict[str, int], out, scratch, interpret: bool) -> Callable:
+    """`body(*inputs, *outputs, *scratch)` on every cell of the grid; the last axis of the grid runs fastest."""
+    return plgpu.kernel(
+        body,
+        out_type=out,
+        scratch_types=scratch,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=COMPUTE + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=SIMULATOR if interpret else None,
+    )
+
+
+def tile(*shape: int, dtype) -> plgpu.SMEM:
+    """Shared memory as tensor cores and the copy engine want it: rows of 128 bytes, swizzled."""
+    width = 128 // jnp.dtype(dtype).itemsize
+    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def numbers(*shape: int, dtype=jnp.int32) -> plgpu.SMEM:
+    """Shared memory for numbers per token."""
+    return plgpu.SMEM(shape, dtype)
+
+
+def fetch(*copies: tuple, barrier) -> None:
+    """Begin copies (from, to); `barrier` completes with as many arrivals as there are copies."""
+    for source, target in copies:
+        plgpu.copy_gmem_to_smem(source, target, barrier)
+
+
+def produce(first, last, stages: int, free, load: Callable) -> None:
+    """The copying warpgroup: `load(step, slot)` for steps first … last, each after its slot was freed."""
+
+    @pl.loop(first, last)
+    def _(step):
+        slot = lax.rem(step, stages)
+        pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
+        load(step, slot)
+
+
+def drain(steps, stages: int, *free) -> None:
+    """Wait until every slot was freed, so that no arrival is left unobserved."""
+
+    @pl.loop(jnp.maximum(steps - stages, 0), steps)
+    def _(step):
+        for barrier in free:
+            plgpu.barrier_wait(barrier.at[lax.rem(step, stages)])
+
+
+def product(a, b, after: Callable = lambda: None) -> jax.Array:
+    """a · b of shared memory, float32 in registers. after: runs once the product is under way."""
+
+    def body(accumulator):
+        plgpu.wgmma(accumulator, a, b)
+        after()
+        return accumulator[...]
+
+    return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def accumulate(total: jax.Array, a: jax.Array, b, interpret: bool) -> jax.Array:
+    """total + a · b: total and a in registers, b in shared memory; `a` is rounded to b's dtype."""
+    a = a.astype(b.dtype)
+    if interpret:
+        return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+
+    def body(accumulator):
+        plgpu.wgmma(accumulator, a, b)
+
+    return pl.run_state(body)(plgpu.ACC.init(total))
+
+
+def zeros(rows: int, columns: int) -> jax.Array:
+    return plgpu.layout_cast(jnp.zeros((rows, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+
+def filled(rows: int, value: float) -> jax.Array:
+    """A number per row."""
+    return plgpu.layout_cast(jnp.full((rows,), value, jnp.float32), ROWS)
+
+
+def over_rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A number per row → the whole tile."""
+    return lax.broadcast_in_dim(x, shape, [0])
+
+
+def over_columns(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return lax.broadcast_in_dim(x, shape, [1])
+
+
+def position(shape: tuple[int, int], axis: int) -> jax.Array:
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
