@@ -52,7 +52,7 @@ def dq(
     how = dict(group=heads // kv_heads, rows=rows, keys=keys, stages=stages, scale=scale, interpret=interpret)
     body = functools.partial(_dq_kernel, **how)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), grid, out, [scratch], interpret)
+    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), "attention_dq", grid, out, [scratch], interpret)
     return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
 
 
@@ -151,7 +151,7 @@ def dkv(
         _dkv_kernel, group=heads // kv_heads, rows=rows, stages=stages, scale=scale, interpret=interpret
     )
     out = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
-    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), grid, out, [scratch], interpret)
+    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), "attention_dkv", grid, out, [scratch], interpret)
     return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
 
 

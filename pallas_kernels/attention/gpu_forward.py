@@ -51,7 +51,7 @@ def forward(q, k, v, q_ids, limit, k_ids, visits, *, rows: int, keys: int, stage
     )
     grid = dict(kv_head=k.shape[1], tile=tq // (pairs * rows), member=heads // k.shape[1])
     out = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((heads, tq), jnp.float32))
-    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), grid, out, [scratch], interpret)
+    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), "attention_forward", grid, out, [scratch], interpret)
     return run(q, k, v, q_ids, limit, k_ids, visits.counts, visits.index)
 
 

@@ -23,8 +23,9 @@ COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 SIMULATOR = plgpu.InterpretGPUParams()
 
 
-def call(body: Callable, grid: dict[str, int], out, scratch, interpret: bool) -> Callable:
+def call(body: Callable, name: str, grid: dict[str, int], out, scratch, interpret: bool) -> Callable:
     """`body(*inputs, *outputs, *scratch)` on every cell of the grid; the last axis of the grid runs fastest."""
+    body.__name__ = name  # what compilers and profilers call the kernel
     return plgpu.kernel(
         body,
         out_type=out,

@@ -111,6 +111,13 @@ def flow_operation(platform: str, name: str) -> Program:
     return programs.programs(impl=IMPL[platform])[name]
 
 
+def oversized_attention(platform: str) -> Program:
+    """Twice the tiles in flight, which do not fit into the shared memory of Hopper."""
+    from pallas_kernels.attention import gpu  # jax >= 0.11
+
+    return gen_attention(platform, Packed(1, 300, 44_160, *NANO), gpu.Tiles(stages=4))
+
+
 def oversized(platform: str) -> Program:
     """Tiles of 128 MiB, each of them twice in flight: more than any TPU core has."""
     side = 8192
@@ -132,7 +139,7 @@ def _build(build, args, platform: str) -> Program:
 
 
 TPU_ATTENTION = {"attention_forward": 0, "attention_dq": 0, "attention_dkv": 0}
-GPU_ATTENTION = {"attention_forward": 32, "attention_dq": 0, "attention_dkv": 32}
+GPU_ATTENTION = dict.fromkeys(TPU_ATTENTION, 0)
 FLOW = ("noise", "noise_backward", "error", "error_backward", "update")
 ATTENTION = {"tpu": TPU_ATTENTION, "gpu": GPU_ATTENTION}
 
@@ -144,5 +151,6 @@ TABLE = (
     _case("attention/super-720p", gen_attention, Packed(1, 300, 44_160, *SUPER), **ATTENTION),
     _case("norm_rope/nano-720p", normed_and_rotated, 44_160, *NANO, tpu={"norm_rope": 0, "norm_rope_backward": 0}),
     *(_case(f"flow/{n}", flow_operation, n, tpu={f"flow_{n}": 0}, gpu={f"flow_{n}": 0}) for n in FLOW),
+    _case("control/oversized-attention", oversized_attention, refused="exceeds available shared memory", gpu={}),
     _case("control/oversized-tile", oversized, refused="exceed", tpu={}),
 )
