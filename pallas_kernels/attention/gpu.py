@@ -85,7 +85,7 @@ def visits(kinds: jax.Array) -> Visits:
     return Visits(jnp.stack([whole, whole + some], 1), index)
 
 
-def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret: bool):
+def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret):
     """q [Tq,Hq,d], k, v [Tk,Hkv,d] → o [Tq,Hq,d], log-sum-exp [Hq,Tq]."""
     _check(q)
     return gpu_forward.forward(
@@ -94,7 +94,7 @@ def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, inter
     )  # fmt: skip
 
 
-def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret: bool):
+def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret):
     """→ dq [Tq,Hq,d], dk, dv [Tk,Hkv,d]; delta [Hq,Tq]: see fused.py."""
     how = dict(rows=tiles.rows, scale=scale, interpret=interpret)
     inputs = (q, k, v, do.astype(q.dtype), lse, delta, lists.q_ids, flat.limit, flat.k_ids)

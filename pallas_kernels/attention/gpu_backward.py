@@ -28,7 +28,7 @@ LOG2E = math.log2(math.e)
 
 def dq(
     q, k, v, do, lse, delta, q_ids, limit, k_ids, visits,
-    *, rows: int, keys: int, stages: int, scale: float, interpret: bool,
+    *, rows: int, keys: int, stages: int, scale: float, interpret,
 ):  # fmt: skip
     """→ dq [Tq,Hq,d]. q, do [Tq,Hq,d], k, v [Tk,Hkv,d], lse, delta [Hq,Tq]; visits: of tiles [2·rows, keys]."""
     (tq, heads, d), kv_heads = q.shape, k.shape[1]
@@ -52,14 +52,14 @@ def dq(
     how = dict(group=heads // kv_heads, rows=rows, keys=keys, stages=stages, scale=scale, interpret=interpret)
     body = functools.partial(_dq_kernel, **how)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), "attention_dq", grid, out, [scratch], interpret)
+    run = gpu.call(body, "attention_dq", grid, out, scratch, interpret)
     return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
 
 
 def _dq_kernel(
     q_in, k_in, v_in, do_in, lse_in, delta_in, q_ids_in, limit_in, k_ids_in, counts, index, dq_out,
     *, q, do, k, v, lse, delta, q_ids, limit, k_ids, q_ready, ready, ids_ready, free,
-    group: int, rows: int, keys: int, stages: int, scale: float, interpret: bool,
+    group: int, rows: int, keys: int, stages: int, scale: float, interpret,
 ):  # fmt: skip
     me, at, kv_head = lax.axis_index("warpgroup"), lax.axis_index("tile"), lax.axis_index("kv_head")
     head = kv_head * group + lax.axis_index("member")
@@ -67,7 +67,7 @@ def _dq_kernel(
 
     @pl.when(me == gpu.COPY)
     def _copy():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(gpu.COPY_REGISTERS, action="decrease")
 
         def load(step, slot, masked):
             block = pl.ds(index[at, step] * keys, keys)
@@ -83,7 +83,7 @@ def _dq_kernel(
 
     @pl.when(me != gpu.COPY)
     def _compute():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(gpu.COMPUTE_REGISTERS, action="increase")
         mine = pl.ds((at * gpu.COMPUTE + me) * rows, rows)
         gpu.fetch(
             (q_in.at[mine, head], q.at[me]),
@@ -102,17 +102,20 @@ def _dq_kernel(
         def visit(step, total, masked):
             slot = lax.rem(step, stages)
             plgpu.barrier_wait(ready.at[slot])
-            s = gpu.product(q.at[me], k.at[slot].T)
-            p = jnp.exp2(s * (scale * LOG2E) - gpu.over_rows(my_lse, shape))
-            if masked:
+
+            def weights(s):
+                p = jnp.exp2(s * (scale * LOG2E) - gpu.over_rows(my_lse, shape))
+                if not masked:
+                    return p
                 plgpu.barrier_wait(ids_ready.at[slot])
                 ids = plgpu.load(k_ids.at[slot], layout=gpu.COLUMNS)
                 before = gpu.position(shape, 1) < gpu.over_rows(my_limit - index[at, step] * keys, shape)
                 seen = (gpu.over_columns(ids, shape) == gpu.over_rows(my_ids, shape)) & before
-                p = jnp.where(seen, p, 0.0)  # and not the scores: of a dead row p is inf or NaN here
-            dp = gpu.product(do.at[me], v.at[slot].T)
+                return jnp.where(seen, p, 0.0)  # of a dead row, and not the scores: its p is inf
+
+            p, dp = gpu.two_products(q.at[me], k.at[slot].T, weights, do.at[me], v.at[slot].T)
             ds = p * (dp - gpu.over_rows(my_delta, shape))
-            total = gpu.accumulate(total, ds.astype(k.dtype), k.at[slot], interpret)
+            (total,) = gpu.accumulate((total, lambda: ds, k.at[slot]), interpret=interpret)
             plgpu.barrier_arrive(free.at[slot])
             return total
 
@@ -126,7 +129,7 @@ def _dq_kernel(
 
 def dkv(
     q, k, v, do, lse, delta, q_ids, limit, k_ids, visits,
-    *, rows: int, stages: int, scale: float, interpret: bool,
+    *, rows: int, stages: int, scale: float, interpret,
 ):  # fmt: skip
     """→ dk, dv [Tk,Hkv,d], summed over the query heads of each group. visits: of tiles [rows, 2·rows], transposed."""
     (_, heads, d), (tk, kv_heads, _) = q.shape, k.shape
@@ -151,14 +154,14 @@ def dkv(
         _dkv_kernel, group=heads // kv_heads, rows=rows, stages=stages, scale=scale, interpret=interpret
     )
     out = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
-    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), "attention_dkv", grid, out, [scratch], interpret)
+    run = gpu.call(body, "attention_dkv", grid, out, scratch, interpret)
     return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
 
 
 def _dkv_kernel(
     q_in, k_in, v_in, do_in, lse_in, delta_in, q_ids_in, limit_in, k_ids_in, counts, index, dk_out, dv_out,
     *, q, do, k, v, lse, delta, q_ids, limit, k_ids, k_ready, ready, ids_ready, free,
-    group: int, rows: int, stages: int, scale: float, interpret: bool,
+    group: int, rows: int, stages: int, scale: float, interpret,
 ):  # fmt: skip
     me, at, kv_head = lax.axis_index("warpgroup"), lax.axis_index("tile"), lax.axis_index("kv_head")
     whole, visited = counts[at, 0], counts[at, 1]
@@ -166,7 +169,7 @@ def _dkv_kernel(
 
     @pl.when(me == gpu.COPY)
     def _copy():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(gpu.COPY_REGISTERS, action="decrease")
 
         def load(step, slot, masked):
             block = pl.ds(index[at, lax.div(step, group)] * rows, rows)
@@ -189,7 +192,7 @@ def _dkv_kernel(
 
     @pl.when(me != gpu.COPY)
     def _compute():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(gpu.COMPUTE_REGISTERS, action="increase")
         start = (at * gpu.COMPUTE + me) * rows
         mine = pl.ds(start, rows)
         gpu.fetch(
@@ -206,20 +209,25 @@ def _dkv_kernel(
             dk, dv = carry
             slot = lax.rem(step, stages)
             plgpu.barrier_wait(ready.at[slot])
-            s = gpu.product(k.at[me], q.at[slot].T)
-            its_lse = plgpu.load(lse.at[slot], layout=gpu.COLUMNS) * LOG2E
-            p = jnp.exp2(s * (scale * LOG2E) - gpu.over_columns(its_lse, shape))
-            if masked:
+
+            def weights(s):
+                its_lse = plgpu.load(lse.at[slot], layout=gpu.COLUMNS) * LOG2E
+                p = jnp.exp2(s * (scale * LOG2E) - gpu.over_columns(its_lse, shape))
+                if not masked:
+                    return p
                 plgpu.barrier_wait(ids_ready.at[slot])
                 ids, most = (plgpu.load(x.at[slot], layout=gpu.COLUMNS) for x in (q_ids, limit))
                 before = gpu.position(shape, 0) < gpu.over_columns(most - start, shape)
                 seen = (gpu.over_columns(ids, shape) == gpu.over_rows(my_ids, shape)) & before
-                p = jnp.where(seen, p, 0.0)
-            dv = gpu.accumulate(dv, p.astype(do.dtype), do.at[slot], interpret)
-            dp = gpu.product(v.at[me], do.at[slot].T)
-            its_delta = plgpu.load(delta.at[slot], layout=gpu.COLUMNS)
-            ds = p * (dp - gpu.over_columns(its_delta, shape))
-            dk = gpu.accumulate(dk, ds.astype(q.dtype), q.at[slot], interpret)
+                return jnp.where(seen, p, 0.0)
+
+            p, dp = gpu.two_products(k.at[me], q.at[slot].T, weights, v.at[me], do.at[slot].T)
+
+            def ds():
+                its_delta = plgpu.load(delta.at[slot], layout=gpu.COLUMNS)
+                return p * (dp - gpu.over_columns(its_delta, shape))
+
+            dv, dk = gpu.accumulate((dv, lambda: p, do.at[slot]), (dk, ds, q.at[slot]), interpret=interpret)
             plgpu.barrier_arrive(free.at[slot])
             return dk, dv
 

@@ -26,7 +26,7 @@ from pallas_kernels.attention import gpu_mosaic as gpu
 NOTHING = float(jnp.finfo(jnp.float32).min)  # the running max before any key; finite, so that exp2(-inf − max) is 0
 
 
-def forward(q, k, v, q_ids, limit, k_ids, visits, *, rows: int, keys: int, stages: int, scale: float, interpret: bool):
+def forward(q, k, v, q_ids, limit, k_ids, visits, *, rows: int, keys: int, stages: int, scale: float, interpret):
     """q [Tq,Hq,d], k, v [Tk,Hkv,d] → o [Tq,Hq,d], log-sum-exp [Hq,Tq]. visits: of tiles [2·rows, keys]."""
     tq, heads, d = q.shape
     body = functools.partial(
@@ -51,14 +51,14 @@ def forward(q, k, v, q_ids, limit, k_ids, visits, *, rows: int, keys: int, stage
     )
     grid = dict(kv_head=k.shape[1], tile=tq // (pairs * rows), member=heads // k.shape[1])
     out = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((heads, tq), jnp.float32))
-    run = gpu.call(lambda *refs: body(*refs[:-1], **refs[-1]), "attention_forward", grid, out, [scratch], interpret)
+    run = gpu.call(body, "attention_forward", grid, out, scratch, interpret)
     return run(q, k, v, q_ids, limit, k_ids, visits.counts, visits.index)
 
 
 def _kernel(
     q_in, k_in, v_in, q_ids_in, limit_in, k_ids_in, counts, index, o_out, lse_out,
     *, qo, k, v, lse, q_ids, limit, k_ids, q_ready, k_ready, v_ready, ids_ready, k_free, v_free, turn,
-    group: int, rows: int, keys: int, stages: int, scale: float, interpret: bool,
+    group: int, rows: int, keys: int, stages: int, scale: float, interpret,
 ):  # fmt: skip
     me, at, kv_head = lax.axis_index("warpgroup"), lax.axis_index("tile"), lax.axis_index("kv_head")
     head = kv_head * group + lax.axis_index("member")
@@ -66,7 +66,7 @@ def _kernel(
 
     @pl.when(me == gpu.COPY)
     def _copy():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(gpu.COPY_REGISTERS, action="decrease")
 
         def load(step, masked):
             slot, block = lax.rem(step, stages), pl.ds(index[at, step] * keys, keys)
@@ -83,7 +83,7 @@ def _kernel(
 
     @pl.when(me != gpu.COPY)
     def _compute():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(gpu.COMPUTE_REGISTERS, action="increase")
         mine = pl.ds((at * gpu.COMPUTE + me) * rows, rows)
         gpu.fetch(
             (q_in.at[mine, head], qo.at[me]),
@@ -118,7 +118,7 @@ def _kernel(
             plgpu.barrier_arrive(turn)  # the tensor cores are the other's after its softmax …
             plgpu.barrier_wait(v_ready.at[slot])
             plgpu.barrier_wait(turn)  # … and mine again
-            total = gpu.accumulate(total, p, v.at[slot], interpret)
+            (total,) = gpu.accumulate((total, lambda: p, v.at[slot]), interpret=interpret)
             plgpu.barrier_arrive(v_free.at[slot])
             return total, new, weight
 

@@ -10,6 +10,7 @@ A kernel here is three warpgroups: two compute, the third only copies. Copies in
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -18,24 +19,31 @@ import jax.numpy as jnp
 from jax import lax
 
 COMPUTE, COPY = 2, 2  # compute warpgroups are 0 and 1, the copying one is 2
+COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24  # of a thread: 2 · 240 + 24 = 3 · 168, what 384 threads start with
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # a number per row of a tile in registers
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
-SIMULATOR = plgpu.InterpretGPUParams()
 
 
-def call(body: Callable, name: str, grid: dict[str, int], out, scratch, interpret: bool) -> Callable:
-    """`body(*inputs, *outputs, *scratch)` on every cell of the grid; the last axis of the grid runs fastest."""
-    body.__name__ = name  # what compilers and profilers call the kernel
+def call(body: Callable, name: str, grid: dict[str, int], out, scratch: dict, interpret) -> Callable:
+    """`body(*inputs, *outputs, **scratch)` on every cell of the grid, whose last axis runs fastest.
+
+    interpret: False, True or the simulator's parameters.
+    """
+
+    def kernel(*refs):
+        body(*refs[:-1], **refs[-1])
+
+    kernel.__name__ = name
     return plgpu.kernel(
-        body,
+        kernel,
         out_type=out,
-        scratch_types=scratch,
+        scratch_types=[scratch],
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
         num_threads=COMPUTE + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=SIMULATOR if interpret else None,
+        interpret=plgpu.InterpretGPUParams() if interpret is True else interpret or None,
     )
 
 
@@ -87,16 +95,34 @@ def product(a, b, after: Callable = lambda: None) -> jax.Array:
     return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def accumulate(total: jax.Array, a: jax.Array, b, interpret: bool) -> jax.Array:
-    """total + a · b: total and a in registers, b in shared memory; `a` is rounded to b's dtype."""
-    a = a.astype(b.dtype)
+def two_products(a, b, then: Callable, c, d) -> tuple:
+    """(then(a · b), c · d) as `product`; `then` computes while the second product is under way."""
+
+    def body(first, second):
+        plgpu.wgmma(first, a, b)
+        plgpu.wgmma(second, c, d)
+        done = lax.optimization_barrier(plgpu.wgmma_accumulator_load(first, wait_n=1))  # nothing moves before the wait
+        return then(done), second[...]
+
+    shapes = (plgpu.ACC((x.shape[0], y.shape[1]), jnp.float32) for x, y in ((a, b), (c, d)))
+    return pl.run_scoped(body, *shapes)
+
+
+def accumulate(*terms: tuple[jax.Array, Callable, Any], interpret) -> tuple[jax.Array, ...]:
+    """(total, a, b) each → total + a() · b: total and a in registers, b in shared memory; a is rounded to b's dtype.
+
+    a is called when its turn comes: what it computes, it computes while the product before is under way.
+    """
     if interpret:
-        return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+        return tuple(
+            total + jnp.dot(a().astype(b.dtype), b[...], preferred_element_type=jnp.float32) for total, a, b in terms
+        )
 
-    def body(accumulator):
-        plgpu.wgmma(accumulator, a, b)
+    def body(totals):
+        for total, (_, a, b) in zip(totals, terms, strict=True):
+            plgpu.wgmma(total, a().astype(b.dtype), b)
 
-    return pl.run_state(body)(plgpu.ACC.init(total))
+    return tuple(pl.run_state(body)(tuple(plgpu.ACC.init(total) for total, _, _ in terms)))
 
 
 def zeros(rows: int, columns: int) -> jax.Array:
