@@ -1,8 +1,9 @@
 """Bytes that a compiled program moves to and from device memory, read off its own text.
 
 In: what `jit(f).lower(...).compile()` returns. Out: bytes, counted as the operands and results of every instruction
-that runs by itself (a fusion and a Pallas kernel are one each), in the layout and padding they have on that chip. Caches
-are not modelled: this is what a memory-bound program is measured by against the least it could move (docs/kernels.md).
+that runs by itself (a fusion and a Pallas kernel are one each), in the layout and padding they have on that chip.
+Caches are not modelled: this is what a memory-bound program is held against, beside the least that it could move
+(docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ FREE = {
     "copy-done", "slice-done", "async-done", "add-dependency", "opt-barrier",
 }  # fmt: skip  # these move nothing; of an asynchronous pair the start is counted
 OPAQUE = {"while", "conditional", "call"}
-BITS = {"pred": 8, "s4": 4, "u4": 4}
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?)([a-z][\w\-]*)\((.*)$")
 
 
 def moved(compiled: Any) -> int:
-    """Bytes of one run of a compiled program. ValueError for one with loops or branches, whose bodies it cannot count."""
+    """Bytes of one run of a compiled program. ValueError for one with loops or branches: their bodies are not read."""
     return sum(count for _, count in by_instruction(compiled))
 
 
@@ -71,8 +71,8 @@ def _bytes(text: str) -> int:
 
 
 def _array(dtype: str, dims: str, layout: str | None) -> int:
-    """Padded to its tiles, as T(8,128) pads the last two dimensions of the layout's order; 0 on chip, S(1) and above."""
-    bits = BITS.get(dtype) or int(re.sub(r"\D.*", "", re.sub(r"^[a-z]+", "", dtype)) or 0)
+    """With the padding of its tiles, T(8,128): of the two minor dimensions; 0 for what is kept on the chip, S(1)."""
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D.*", "", re.sub(r"^[a-z]+", "", dtype)) or 0)
     sizes = [int(d) for d in dims.split(",") if d]
     order, _, rest = (layout or "").partition(":")
     if re.search(r"S\([1-9]", rest):
@@ -80,8 +80,8 @@ def _array(dtype: str, dims: str, layout: str | None) -> int:
     if order:
         sizes = [sizes[int(i)] for i in reversed(order.split(",")) if i]
     if tile := re.match(r"T\(([\d,]+)\)", rest):
-        tile = [int(t) for t in tile.group(1).split(",")]
-        sizes = [1] * (len(tile) - len(sizes)) + sizes
-        for i, t in enumerate(reversed(tile), 1):
+        units = [int(t) for t in tile.group(1).split(",")]
+        sizes = [1] * (len(units) - len(sizes)) + sizes
+        for i, t in enumerate(reversed(units), 1):
             sizes[-i] = -(-sizes[-i] // t) * t
     return math.prod(sizes) * bits // 8

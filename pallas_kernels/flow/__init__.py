@@ -9,7 +9,7 @@ formula of flow matching in the project is here, once; `rows.run` computes it in
 | `mosaic_tpu` | the same formula tile by tile: `tpu.py` | TPU |
 | `mosaic_gpu` | the same: `gpu.py` | H100, H200, jax ≥ 0.11 |
 
-`auto` is XLA on every chip because XLA already moves the fewest bytes there are (docs/kernels.md has the table), and fuses
+`auto` is XLA on every chip: it already moves the fewest bytes there are (docs/kernels.md has the table), and it fuses
 with what stands before and after, which a kernel cannot.
 """
 

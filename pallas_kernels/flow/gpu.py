@@ -53,7 +53,7 @@ def run(formula, buffers, columns, numbers, name: str, results, interpret: bool)
         out_type=[jax.ShapeDtypeStruct((rows,) if how == "sum" else (rows, width), jnp.float32) for how in results],
         grid=(rows // TOKENS,),
         grid_names=("tile",),
-        interpret=plgpu.InterpretGPUParams() if interpret else None,
+        interpret=plgpu.InterpretGPUParams() if interpret else None,  # type: ignore[attr-defined]  # jax ≥ 0.11
     )(*buffers, *columns, *table)
     return [y[:n] if how == "sum" else y[:n, :p] for y, how in zip(out, results, strict=True)]
 

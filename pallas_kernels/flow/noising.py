@@ -1,4 +1,4 @@
-"""Rectified flow (spec model.md §6.1): x_t = sigma · noise + (1 − sigma) · x0; the velocity to predict is noise − x0."""
+"""Rectified flow (spec model.md §6.1): x_t = sigma · noise + (1 − sigma) · x0, and the velocity is noise − x0."""
 
 from __future__ import annotations
 

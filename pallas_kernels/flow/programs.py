@@ -25,8 +25,8 @@ def programs(tokens: int = 44_160, features: int = PATCH, impl: str = "auto") ->
         return jax.ShapeDtypeStruct((tokens, features), dtype)
 
     line, noisy, x = jax.ShapeDtypeStruct((tokens,), jnp.float32), buffer(bool), buffer()
-    row = {"sigma": (), "corrector": (5,), "predictor": (3,), "text": (), "control": ()}
-    row = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in row.items()}
+    row = {n: jax.ShapeDtypeStruct((), jnp.float32) for n in ("sigma", "text", "control")}
+    row |= {n: jax.ShapeDtypeStruct((k,), jnp.float32) for n, k in (("corrector", 5), ("predictor", 3))}
 
     def noise(x0, noise, sigma, noisy):
         return flow.noise(x0, noise, sigma, noisy, impl=impl)

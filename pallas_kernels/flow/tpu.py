@@ -1,8 +1,8 @@
 """Formulas on tiles of tokens, for TPU.
 
-Tokens lie along the lanes: [N, P] float32 with P a patch of 192 is stored that way on TPU (128 lanes would pad it to 256),
-so the turn is no copy, a number per token is a row of lanes instead of a column padded to 128, and a sum over features
-stays in its lane (spec kernels.md (b), "TPU trap").
+Tokens lie along the lanes. XLA stores [N, P] with P = 192 that way on TPU (the other way round, 128 lanes would pad it
+to 256), so the turn is no copy; a number per token is a row of lanes instead of a column padded to 128; and a sum over
+features stays in its lane (spec kernels.md (b), "TPU trap").
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ with weights made on the host (cosmos_jax/sampling/schedules.py; spec model.md Â
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import platform
@@ -23,9 +22,9 @@ SIGMA, CORRECTOR, PREDICTOR, NOISE, SCALES = 0, 1, 6, 9, 10  # where the numbers
 
 
 class Updated(NamedTuple):
-    x: jax.Array  # where the model is evaluated next
-    corrected: jax.Array  # what that was predicted from
-    clean: jax.Array  # the clean latent m
+    x: Any  # where the model is evaluated next
+    corrected: Any  # what that was predicted from
+    clean: Any  # the clean latent m
 
 
 def guide(cond, uncond=None, free=None, text=1.0, control=1.0):
@@ -35,12 +34,15 @@ def guide(cond, uncond=None, free=None, text=1.0, control=1.0):
     return cond if uncond is None else uncond + text * (cond - uncond)
 
 
-def update(x, corrected, older, oldest, velocity, row, *, fresh=None, noisy=None, pinned=None, impl: str = "auto") -> Updated:
+def update(
+    x, corrected, older, oldest, velocity, row, *, fresh=None, noisy=None, pinned=None, impl: str = "auto"
+) -> Updated:
     """The state after one step. All buffers [..., N, P] float32.
 
     velocity: a buffer, or the branches {"cond", "uncond", "free"} to `guide` (`uncond` and `free` may be missing) with
-    the scales row["text"] and row["control"]. row: {"sigma", "corrector" [5], "predictor" [3]} float32, and "noise" if the
-    step adds any: then fresh is unit noise like x. noisy, pinned: where noisy (bool) is given and False, x is `pinned`.
+    the scales row["text"] and row["control"]. row: {"sigma", "corrector" [5], "predictor" [3]} float32, and "noise" if
+    the step adds any: then fresh is unit noise like x. noisy (bool), pinned: where noisy is given and False, x becomes
+    `pinned`.
     """
     branches = velocity if isinstance(velocity, dict) else {"cond": velocity}
     buffers = {"x": x, "corrected": corrected, "older": older, "oldest": oldest} | branches

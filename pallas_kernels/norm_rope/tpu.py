@@ -1,8 +1,8 @@
 """The same in one pass over memory, forward and backward, for TPU.
 
-A program takes a tile of tokens with all heads of all slabs: whole rows come in, each head leaves for its own place, and
-the tables are read once for q and k together. The backward pass makes the norm again from the slab, so nothing is saved
-but what came in; the gradient of a norm's weight leaves as one partial sum per tile.
+A program takes a tile of tokens with all heads of all slabs: whole rows come in, each head leaves for its own place,
+and the tables are read once for q and k together. The backward pass makes the norm again from the slab, so nothing is
+saved but what came in; the gradient of a norm's weight leaves as one partial sum per tile.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def _backward(how: How, saved, dys):
     kept, weights, cos, sin = saved
     width, t, count = cos.shape[1], cos.shape[0], len(dys)
     xs = _present(kept)
-    rows = _rows(sum((2 + (x is not None)) * dy.size * dy.dtype.itemsize for x, dy in zip(kept, dys)) // how.tokens, t)
+    arrays = [2 if x is None else 3 for x in kept]  # dy, dx and, of a norm, x
+    rows = _rows(sum(a * len(dy) * width * dy.dtype.itemsize for a, dy in zip(arrays, dys, strict=True)), t)
     tiles = pl.cdiv(t, rows)
     dxs = [jax.ShapeDtypeStruct((t, dy.shape[0] * width), dy.dtype) for dy in dys]
     dws = [jax.ShapeDtypeStruct((tiles * 8, width), jnp.float32) for _ in xs]
