@@ -85,13 +85,13 @@ class ModelConfig:
     vision: VisionConfig | None = None  # the reasoner's eye; None = text only
     scan: bool = True  # False unrolls the layers (debugging, layer-by-layer parity)
     remat: str = "none"  # none | full | dots | attn: what the backward pass recomputes
-    attention: str = "auto"  # auto | xla | mosaic_tpu | mosaic_gpu: which kernel (docs/kernels.md)
+    attention: str = "auto"  # auto | xla | mosaic_tpu | mosaic_gpu | cudnn: which kernel (docs/kernels.md)
 
     def __post_init__(self):
         _one_of("model.mlp_act", self.mlp_act, ("swiglu", "relu2"))
         _one_of("model.norm_cast", self.norm_cast, ("before_weight", "after_weight"))
         _one_of("model.remat", self.remat, ("none", "full", "dots", "attn"))
-        _one_of("model.attention", self.attention, ("auto", "xla", "mosaic_tpu", "mosaic_gpu"))
+        _one_of("model.attention", self.attention, ("auto", "xla", "mosaic_tpu", "mosaic_gpu", "cudnn"))
         if self.heads % self.kv_heads:
             raise ConfigError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}.")
         if sum(self.rope_sections) * 2 != self.head_dim:

@@ -10,6 +10,7 @@ on request the log-sum-exp, both differentiable.
 | `xla` | `reference.py`, the definition, up to `WHOLE` scores; beyond that `blocked.py`, tile by tile | everywhere |
 | `mosaic_tpu` | `tpu.py`: fused, visits visible tiles only | TPU |
 | `mosaic_gpu` | `gpu.py`: the same for Hopper (sm_90), bfloat16, jax ≥ 0.11 | H100, H200 |
+| `cudnn` | `cudnn.py`: NVIDIA's kernels; no limits, no log-sum-exp, jax ≥ 0.11; never taken by `auto` | H100, H200 |
 
 `auto` is decided by `choose` and never silently: callers print its sentence. A backend asked for by name that cannot
 run is an error. Design and measurements: docs/kernels.md; contract: spec kernels.md a.2.
@@ -18,6 +19,7 @@ run is an error. Design and measurements: docs/kernels.md; contract: spec kernel
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -25,14 +27,14 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import platform
-from pallas_kernels.attention import blocked, fused, reference, segments
+from pallas_kernels.attention import blocked, cudnn, fused, reference, segments
 from pallas_kernels.attention.segments import Flat, Masks, Segments
 
 __all__ = [
     "BACKENDS", "SAVED", "Plan", "Plans", "Segments", "attention", "choose", "denoise_attention", "describe", "form",
-    "full_plan", "gen_plan", "make_plan", "mot_attention", "und_plan",
+    "full_plan", "gen_plan", "gradient", "make_plan", "mot_attention", "und_plan",
 ]  # fmt: skip
-BACKENDS = ("xla", *fused.BACKENDS)
+BACKENDS = ("xla", *fused.BACKENDS, "cudnn")
 SAVED = fused.SAVED  # names of outputs and log-sum-exps, for a policy of `jax.checkpoint`
 WHOLE = 2**25  # scores that may exist at once: 128 MiB in float32
 
@@ -70,26 +72,35 @@ def choose(impl: str, dtype=jnp.bfloat16, device: platform.Device | None = None)
         return "xla", f"auto on {device.kind}" + (f"; {why}" if why else "")
     if impl not in BACKENDS:
         raise ValueError(f"attention backend {impl!r} does not exist; choose one of {', '.join(BACKENDS)} or auto.")
-    if impl != "xla" and (why := fused.refusal(impl, dtype, device)):
+    refusal = cudnn.refusal(dtype, device) if impl == "cudnn" else fused.refusal(impl, dtype, device)
+    if impl != "xla" and (why := refusal):
         raise ValueError(f"attention backend {impl} cannot run: {why}.")
     return impl, "asked for"
 
 
-def make_plan(masks: Masks, *, impl: str = "auto", dtype=jnp.bfloat16, tiles=None) -> Plan:
+def make_plan(
+    masks: Masks, *, impl: str = "auto", dtype=jnp.bfloat16, tiles=None, samples: int | None = None,
+    causal: bool = False,
+) -> Plan:  # fmt: skip
     """What every layer needs to attend under these masks; O(tiles), built once per step and closed over.
 
     impl: see `choose`. dtype: of q, k and v. tiles: of a fused backend, instead of the tuned ones. Fused backends want
-    segment ids below 65,536 in rising order; other orders are right but slower.
+    segment ids below 65,536 in rising order; other orders are right but slower. For `cudnn` alone: samples, the most
+    that a row may have (64), and causal, that the limits are those of `segments.causal`; it raises ValueError for
+    others.
     """
     backend, _ = choose(impl, dtype)
     if backend == "xla":
         return Plan(masks)
+    if backend == "cudnn":
+        lists, packing = cudnn.plan(masks, samples, causal)
+        return Plan(masks, None, lists, packing, backend=backend)
     return Plan(masks, *fused.plan(masks, backend, tiles), backend=backend)
 
 
 def und_plan(s: Segments, **how) -> Plan:
     """Causal inside each sample: und queries, und keys."""
-    return make_plan(segments.und_masks(s), **how)
+    return make_plan(segments.und_masks(s), causal=True, **how)
 
 
 def gen_plan(s: Segments, **how) -> Plan:
@@ -108,11 +119,19 @@ def attention(q, k, v, plan: Plan, *, scale: float, precision=None, return_lse: 
     k, v: [B,Tk,Hkv,d], or a tuple of them in the order of the plan's key sets. Query head h reads key head
     h // (Hq / Hkv). Scores, softmax and sums are float32. precision: of the matmuls in the `xla` backend; the others
     multiply bfloat16 exactly and float32 in full precision. A query that sees nothing gets 0 and passes no gradient.
-    return_lse: also the natural log-sum-exp [B,Hq,Tq] float32, −inf for a query that sees nothing.
+    return_lse: also the natural log-sum-exp [B,Hq,Tq] float32, −inf for a query that sees nothing; ValueError where
+    the backend has none that can be differentiated (`cudnn`).
     """
-    k, v = ((x,) if isinstance(x, jax.Array) else tuple(x) for x in (k, v))
+    k, v = _sets(k, v)
     m = plan.masks
     _check(q, k, v, m)
+    if plan.backend == "cudnn":
+        if return_lse:
+            raise ValueError(
+                "attention backend cudnn gives no log-sum-exp: jax drops its cotangent, so gradients through it would "
+                "be wrong. Choose another backend."
+            )
+        return cudnn.attend(q, k, v, plan.lists, plan.tiles, scale)
     if plan.backend != "xla":
         out, lse = fused.attend(q, k, v, plan.flat, plan.lists, plan.tiles, plan.backend, scale)
     elif form(q.shape[0], q.shape[2], q.shape[1], sum(x.shape[1] for x in k)) == "blocked":
@@ -124,6 +143,30 @@ def attention(q, k, v, plan: Plan, *, scale: float, precision=None, return_lse: 
     if plan.backend == "xla":
         out, lse = fused.named(out, lse)
     return (out, lse) if return_lse else out
+
+
+def gradient(q, k, v, plan: Plan, *, of: tuple, scale: float, precision=None):
+    """What the keys at hand add to the gradients of an attention that had others too → (dq, dk, dv), as q, k and v are.
+
+    of: of that attention, (out [B,Tq,Hq,d], lse [B,Hq,Tq], out's cotangent, delta [B,Hq,Tq] = Σ_d out · its cotangent −
+    lse's cotangent, 0 where lse is −inf). For passes that meet their keys in turns (`context.py`).
+    """
+    if plan.backend != "xla":
+        ks, vs = _sets(k, v)
+        dq, dk, dv = fused.gradient(q, ks, vs, of, plan.flat, plan.lists, plan.tiles, plan.backend, scale)
+        return (dq, dk[0], dv[0]) if isinstance(k, jax.Array) else (dq, dk, dv)
+    # Of out = Σ_s w_s·out_s with w_s = exp(lse_s − lse), by the chain rule; the forward pass of the share is run again.
+    attend = functools.partial(attention, plan=plan, scale=scale, precision=precision, return_lse=True)
+    (share, share_lse), back = jax.vjp(attend, q, k, v)
+    _, lse, do, delta = of
+    weight = jnp.where(share_lse == -jnp.inf, 0.0, jnp.exp(share_lse - lse))
+    dlse = weight * (jnp.einsum("bqhd,bqhd->bhq", do, share, preferred_element_type=jnp.float32) - delta)
+    return back(((do * weight.swapaxes(1, 2)[..., None]).astype(share.dtype), dlse))
+
+
+def _sets(*of) -> list[tuple]:
+    """Keys, values as tuples of key sets."""
+    return [(x,) if isinstance(x, jax.Array) else tuple(x) for x in of]
 
 
 def _check(q, k, v, m: Masks) -> None:
@@ -167,6 +210,8 @@ def xla_tiles() -> blocked.Tiles:
 def describe(rows: int, heads: int, queries: int, keys: int, *, impl: str = "auto", dtype=jnp.bfloat16) -> str:
     """What is computed how, as a sentence for a log."""
     backend, why = choose(impl, dtype)
+    if backend == "cudnn":
+        return f"attention: cudnn ({why}), {queries} × {keys} scores of a head"
     if backend != "xla":
         sizes = fused.tiles(backend, rows * queries, rows * keys)
         return f"attention: {backend} ({why}), {queries} × {keys} scores of a head in {sizes}"

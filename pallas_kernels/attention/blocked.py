@@ -90,8 +90,8 @@ def _head(args, q_ids, masks, scale, tiles, dot):
             step = jax.checkpoint(step, prevent_cse=False)
             state, _ = jax.lax.scan(step, state, (k, v, k_ids, jnp.arange(len(k)), kinds))
         total, top, weight = state
-        least = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
-        return (total / least).astype(q.dtype), jnp.where(weight > 0, top + jnp.log(least), -jnp.inf)
+        some = jnp.where(weight > 0, weight, 1.0)  # not a tiny number: a cotangent divided by it would be infinite
+        return (total / some).astype(q.dtype), jnp.where(weight > 0, top + jnp.log(some), -jnp.inf)
 
     ids = [ids for ids, _, _ in masks]
     return jax.lax.map(block, (q, q_ids, [(limit, kinds) for _, limit, kinds in masks]))

@@ -75,19 +75,42 @@ def attend(q, k: tuple, v: tuple, flat: Flat, lists, sizes, name: str, scale: fl
     """[B,Tq,Hq,d], key sets [B,Tk,Hkv,d] each → ([B,Tq,Hq,d], log-sum-exp [B,Hq,Tq])."""
     backend = _module(name)
     b, tq, hq, d = q.shape
-    keys, values = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
-
-    def buffer(x, tokens):
-        x = x.reshape(-1, *x.shape[2:])
-        x = jnp.pad(x, ((0, tokens - x.shape[0]), (0, 0), (0, -d % backend.HEAD_DIM)))
-        return x.swapaxes(0, 1) if backend.HEADS_FIRST else x
-
-    tokens = (len(flat.q_ids), len(flat.k_ids), len(flat.k_ids))
-    out, lse = _kernel(
-        *map(buffer, (q, keys, values), tokens), flat, lists, (name, sizes, scale, platform.interpreting())
-    )
+    buffers = _buffers(q, k, v, backend, flat)
+    out, lse = _kernel(*buffers, flat, lists, (name, sizes, scale, platform.interpreting()))
     out = out.swapaxes(0, 1) if backend.HEADS_FIRST else out
     return out[: b * tq, :, :d].reshape(b, tq, hq, d), lse[:, : b * tq].reshape(hq, b, tq).swapaxes(0, 1)
+
+
+def gradient(q, k: tuple, v: tuple, of: tuple, flat: Flat, lists, sizes, name: str, scale: float):
+    """What `attention.gradient` says: the backward kernels alone, under an out, lse, do and delta from outside."""
+    backend = _module(name)
+    out, lse, do, delta = of
+    tokens = len(flat.q_ids)
+    lse, delta = (_of_queries(x, tokens, fill) for x, fill in ((lse, -jnp.inf), (delta, 0.0)))
+    out, do = (_buffer(x, tokens, backend) for x in (out, do))
+    do = _kept(do, (lse > -jnp.inf).any(0), name)
+    buffers, back = jax.vjp(lambda q, k, v: _buffers(q, k, v, backend, flat), q, k, v)
+    buffers = (_kept(x, ids >= 0, name) for x, ids in zip(buffers, (flat.q_ids, flat.k_ids, flat.k_ids), strict=True))
+    return back(backend.backward(*buffers, out, do, lse, delta, flat, lists, sizes, scale, platform.interpreting()))
+
+
+def _buffers(q, k: tuple, v: tuple, backend, flat: Flat):
+    keys, values = (x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in (k, v))
+    tokens = (len(flat.q_ids), len(flat.k_ids), len(flat.k_ids))
+    return tuple(_buffer(x, n, backend) for x, n in zip((q, keys, values), tokens, strict=True))
+
+
+def _buffer(x: jax.Array, tokens: int, backend) -> jax.Array:
+    """[B,T,H,d] → one buffer of so many tokens, as the backend reads it."""
+    x = x.reshape(-1, *x.shape[2:])
+    x = jnp.pad(x, ((0, tokens - x.shape[0]), (0, 0), (0, -x.shape[2] % backend.HEAD_DIM)))
+    return x.swapaxes(0, 1) if backend.HEADS_FIRST else x
+
+
+def _of_queries(x: jax.Array, tokens: int, fill: float) -> jax.Array:
+    """[B,H,T] → [H, tokens]."""
+    x = x.swapaxes(0, 1).reshape(x.shape[1], -1)
+    return jnp.pad(x, ((0, 0), (0, tokens - x.shape[1])), constant_values=fill)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

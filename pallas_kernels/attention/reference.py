@@ -43,9 +43,9 @@ def attend(
         total = total + p.sum(-1, keepdims=True)
         p = p.astype(v.dtype).reshape(b, hkv, group * tq, v.shape[1])
         out = out + jnp.einsum("bhrk,bkhd->bhrd", p, v, precision=precision, preferred_element_type=jnp.float32)
-    tiny = jnp.finfo(jnp.float32).tiny
-    out = out.reshape(b, hkv, group, tq, d) / jnp.maximum(total, tiny)
-    lse = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, tiny)), -jnp.inf).reshape(b, hq, tq)
+    some = jnp.where(total > 0, total, 1.0)  # not a tiny number: a cotangent divided by it would be infinite
+    out = out.reshape(b, hkv, group, tq, d) / some
+    lse = jnp.where(total > 0, top + jnp.log(some), -jnp.inf).reshape(b, hq, tq)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, tq, hq, d).astype(q.dtype), lse
 
 

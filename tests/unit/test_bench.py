@@ -67,7 +67,7 @@ def test_the_job_is_what_it_says():
 def test_against_diffusers_the_outputs_agree():
     said: list[str] = []
     result = versus.run(["clip", "image"], TINY, TEXTS, repeat=1, say=said.append)
-    assert "clip: attention: all 27 × 68 scores of a head at once" in said
+    assert "clip: attention: xla (auto on cpu), all 27 × 68 scores of a head at once" in said
     for row, steps in zip(result["rows"], (35, 50), strict=True):
         assert finite(row) and row["steps"] == steps
         assert max(row["velocity_rel"]) <= 5e-6 and row["latents_rel"] <= 5e-6
