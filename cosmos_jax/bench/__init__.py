@@ -1,6 +1,7 @@
 """Speed, measured: `python -m cosmos_jax bench generate | attention | flow | denoise | train`.
 
-In: options. Out: a table and, with --out, JSON. What each number means, and this machine's: docs/speed.md, docs/kernels.md.
+In: options. Out: a table and, with --out, JSON. What each number means, and this machine's: docs/speed.md,
+docs/kernels.md.
 
     work, packs (what is timed) ─► ours, contenders (programs) ─► clock (seconds, peaks of this machine) ─►
         generate: versus | scaling | published          kernels: attention | flow | denoise | train          ─► table
@@ -9,8 +10,9 @@ In: options. Out: a table and, with --out, JSON. What each number means, and thi
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from cosmos_jax.config import ConfigError, ModelConfig, nearest
 
@@ -58,7 +60,7 @@ def _generate(options, model: ModelConfig) -> tuple[str, Callable[[], dict]]:
     return kind, lambda: published.run(model, names or published.NAMES)
 
 
-def _kernels(options, model: ModelConfig) -> tuple[str, Callable[[], dict]]:
+def _kernels(options, _: ModelConfig) -> tuple[str, Callable[[], dict]]:
     import jax
 
     from cosmos_jax.bench import attention, denoise, flow, packs, train
@@ -66,10 +68,11 @@ def _kernels(options, model: ModelConfig) -> tuple[str, Callable[[], dict]]:
     for name in KINDS:
         if getattr(options, name):
             raise ConfigError(f"--{name} belongs to bench generate; leave it out of bench {options.what}.")
-    module, known = {
+    kinds: dict[str, tuple[Any, Collection[str]]] = {
         "attention": (attention, packs.PACKS), "flow": (flow, flow.SIZES),
         "denoise": (denoise, denoise.WORKLOADS), "train": (train, train.WORKLOADS),
-    }[options.what]  # fmt: skip
+    }  # fmt: skip
+    module, known = kinds[options.what]
     scaled = [n for n in known if n.startswith("scaled")]
     full = [n for n in known if n not in scaled]
     small = jax.default_backend() == "cpu"

@@ -1,8 +1,8 @@
 """`bench attention`: each backend of ours, cuDNN and PyTorch, forward and backward, in turn on the same operands.
 
-In: names of packs. Out: a row for each pack, library and pass. Outputs and gradients are compared with `xla` before the clock
-starts: RuntimeError beyond `TOLERANCE`, because the speed of a wrong answer means nothing. A pack of several samples is
-also held against one sample of as many operations.
+In: names of packs. Out: a row for each pack, library and pass. Outputs and gradients are compared with `xla` before the
+clock starts: RuntimeError beyond `TOLERANCE`, because the speed of a wrong answer means nothing. A pack of several
+samples is also held against one sample of as many operations.
 """
 
 from __future__ import annotations

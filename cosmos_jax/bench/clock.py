@@ -59,7 +59,7 @@ def machine() -> dict:
 
 
 def peak() -> float:
-    """FLOP/s of this device's best matmul, now. Measured again between the rows of a table, of which the best counts."""
+    """FLOP/s of this device's best matmul, now. Measured again between the rows of a table; the best counts."""
     return ours.peak(dtype(), 2048 if jax.default_backend() == "cpu" else 8192)
 
 

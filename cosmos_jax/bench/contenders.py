@@ -1,8 +1,8 @@
 """Attention, computed by each library that is here, as forward and backward programs over the same operands.
 
-In: a `Pack` and its operands. Out: a `Contender` each. Libraries that know no packed samples (cuDNN through jax, PyTorch)
-get what is best for them: samples of equal size as one dense batch, without mask or padding, gathered before the clock
-starts.
+In: a `Pack` and its operands. Out: a `Contender` each. Libraries that know no packed samples (cuDNN through jax,
+PyTorch) get what is best for them: samples of equal size as one dense batch, without mask or padding, gathered before
+the clock starts.
 """
 
 from __future__ import annotations
@@ -79,16 +79,14 @@ def _ours(name: str, pack: Pack, x: Operands) -> Contender:
         return kernels.attention(q, k, v, plan, scale=SCALE)
 
     forward = jax.jit(attend)
-    out, pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda *a: attend(*a, plan), q, k, v))(*x[:3], plan)
+    out, pull = jax.jit(lambda q, k, v, plan: jax.vjp(functools.partial(attend, plan=plan), q, k, v))(*x[:3], plan)
     backward = jax.jit(lambda pull, do: pull(do))
 
     def results():
         dq, dk, dv = backward(pull, x.do)
         return _named(out, dq, jnp.concatenate(dk, 1), jnp.concatenate(dv, 1))
 
-    return Contender(
-        name, Timed(lambda: forward(*x[:3], plan)), Timed(lambda: backward(pull, x.do)), results
-    )
+    return Contender(name, Timed(lambda: forward(*x[:3], plan)), Timed(lambda: backward(pull, x.do)), results)
 
 
 def _named(*arrays) -> dict[str, np.ndarray]:

@@ -1,14 +1,15 @@
 """`bench denoise`: one denoising step of a few layers, and where its time goes.
 
-In: names of workloads. Out: a row for each: the step that `generate` runs (both guidance branches, captions read before),
-and the parts of its layers timed alone. `other` is what remains: patches in and out, time, guidance, solver. Alone, a part
-cannot be fused or overlapped with its neighbours, so parts may add up to more than the step; then `other` is negative.
+In: names of workloads. Out: a row for each: the step that `generate` runs (both guidance branches, captions read
+before), and the parts of its layers timed alone. `other` is what remains: patches in and out, time, guidance, solver.
+Alone, a part cannot be fused or overlapped with its neighbours, so parts may add up to more than the step; then `other`
+is negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,13 +68,13 @@ def _row(name: str, w: Workload, precision: Precision, repeat: int, say) -> dict
     parts = _parts(one, precision, repeat)
     counted = flops.denoising(cfg, w.texts, size.tokens(cfg))[1]
     total = sum(counted.values())
-    row = {
+    row: dict[str, Any] = {
         "shape": name, "layers": cfg.layers, "tokens": size.tokens(cfg), "tflop": total / 1e12, "step_s": step,
         "tflops": total / step / 1e12, "other_s": step - sum(parts.values()),
     }  # fmt: skip
     operations = _operations(cfg, 2 * size.tokens(cfg)) | {"attention": counted["gen_attention"]}
-    for part, spent in parts.items():
-        row |= {f"{part}_s": spent, f"{part}_tflops": operations[part] / spent / 1e12}
+    for part, seconds in parts.items():
+        row |= {f"{part}_s": seconds, f"{part}_tflops": operations[part] / seconds / 1e12}
     return row
 
 
@@ -98,15 +99,15 @@ def _parts(one: ours.Ours, precision: Precision, repeat: int) -> dict[str, float
         return tower, *(jax.random.normal(k, (rows, *s), precision.dtype) for k, s in zip(keys, shapes, strict=True))
 
     tower, h, cached, attended = jax.jit(draw)(jax.random.key(0))
-    tables = jax.jit(lambda x: rope.tables(x, cfg.rope_theta, cfg.rope_sections))(batch["gen_positions"])
+    cos, sin = jax.jit(lambda x: rope.tables(x, cfg.rope_theta, cfg.rope_sections))(batch["gen_positions"])
     ids = batch["gen_segment_ids"], batch["und_segment_ids"]
-    plans = jax.jit(lambda *ids: attention.gen_plans(*ids, cfg.attention, precision))(*ids)
-    qkv = jax.jit(lambda tower, h, tables: tower.qkv(h, Stream(*tables, plans), precision))
-    q, k, _, v = qkv(tower, h, tables)
+    plans = jax.jit(lambda gen, und: attention.gen_plans(gen, und, cfg.attention, precision))(*ids)
+    qkv = jax.jit(lambda tower, h, cos, sin: tower.qkv(h, Stream(cos, sin, plans), precision))
+    q, k, _, v = qkv(tower, h, cos, sin)
     attend = jax.jit(lambda q, k, v, plans: attention.gen_attend(q, k, v, plans, None, precision))
     finish = jax.jit(lambda tower, h, o: tower.finish(h, o, precision))
     timed = {
-        "qkv": clock.Timed(lambda: qkv(tower, h, tables)),
+        "qkv": clock.Timed(lambda: qkv(tower, h, cos, sin)),
         "attention": clock.Timed(lambda: attend(q, (cached, k), (cached, v), plans)),
         "mlp": clock.Timed(lambda: finish(tower, h, attended)),
     }

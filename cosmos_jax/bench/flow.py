@@ -1,11 +1,13 @@
 """`bench flow`: the operations of flow matching, XLA against a kernel, in bytes per second of what they must move.
 
-In: sizes of video. Out: a row for each operation: its least bytes, the rate at which each implementation moves them, and
-the share of a plain copy's rate, measured in the same run. The two results are compared before the clock starts.
+In: sizes of video. Out: a row for each operation: its least bytes, the rate at which each implementation moves them,
+and its share of the rate of a copy of as many bytes, timed in turn with them. The two results are compared before the
+clock starts.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -54,10 +56,17 @@ def _row(name: str, operation: str, kernel: str | None, repeat: int) -> dict:
     worst = max(clock.error(a, b) for r in results.values() for a, b in zip(r, results["xla"], strict=True))
     if worst > TOLERANCE:
         raise RuntimeError(f"{name} {operation}: {kernel} differs from xla by {worst:.1e}; its speed means nothing.")
-    timed = {impl: clock.Timed(lambda f=f: f(*arguments)) for impl, f in ready.items()}
+    timed = {impl: clock.Timed(functools.partial(f, *arguments)) for impl, f in ready.items()}
     least = programs.least(*built["xla"])
     seconds = clock.medians(timed | {"copy": clock.copying(least)}, repeat)
-    row = {"shape": name, "operation": operation, "tokens": SIZES[name], "bytes": least, "error": worst, "kernel": kernel}
+    row = {
+        "shape": name,
+        "operation": operation,
+        "tokens": SIZES[name],
+        "bytes": least,
+        "error": worst,
+        "kernel": kernel,
+    }
     for what, impl in (("copy", "copy"), ("xla", "xla"), ("kernel", kernel)):
         spent = seconds.get(impl)
         row |= {f"{what}_s": spent, f"{what}_rate": spent and least / spent}

@@ -125,5 +125,7 @@ def rows(pack: Pack) -> list[tuple[np.ndarray, np.ndarray]]:
     for (t, m), members in pack.groups().items():
         of_text = first_text[members][:, None] + np.arange(t)
         of_media = first_media[members][:, None] + np.arange(m)
-        found.append((of_text, of_text) if pack.causal else (of_media, np.concatenate([of_text, text.sum() + of_media], 1)))
+        found.append(
+            (of_text, of_text) if pack.causal else (of_media, np.concatenate([of_text, text.sum() + of_media], 1))
+        )
     return found

@@ -64,7 +64,8 @@ COLUMNS: dict[str, list[Column]] = {
     ],
     "denoise": [
         ("size", lambda r: r["shape"]), ("layers", number("layers", 0)), ("tokens", number("tokens", 0)),
-        ("step (ms)", number("step_s", 1, 1e3)), ("TFLOP/s", number("tflops", 3)), ("of the peak (%)", number("share", 0, 100)),
+        ("step (ms)", number("step_s", 1, 1e3)), ("TFLOP/s", number("tflops", 3)),
+        ("of the peak (%)", number("share", 0, 100)),
         *(column for part in ("qkv", "attention", "mlp") for column in (
             (f"{part} (ms)", number(f"{part}_s", 1, 1e3)), ("TFLOP/s", number(f"{part}_tflops", 3)),
         )),
@@ -73,7 +74,8 @@ COLUMNS: dict[str, list[Column]] = {
     "train": [
         ("size", lambda r: r["shape"]), ("layers", number("layers", 0)), ("samples", number("samples", 0)),
         ("tokens", number("tokens", 0)), ("step (ms)", number("step_s", 1, 1e3)), ("TFLOP", number("tflop", 3)),
-        ("TFLOP/s", number("tflops", 3)), ("MFU (%)", number("share", 0, 100)), ("× with recomputing", number("recomputed")),
+        ("TFLOP/s", number("tflops", 3)), ("MFU (%)", number("share", 0, 100)),
+        ("× with recomputing", number("recomputed")),
         ("loss", number("loss", 3)),
     ],
 }  # fmt: skip

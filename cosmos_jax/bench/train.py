@@ -1,8 +1,8 @@
 """`bench train`: one training step of a few layers on a packed batch, and its share of the matmul peak (MFU).
 
-In: names of workloads. Out: a row for each: seconds of the step that `train` runs (loss, gradients, optimiser, averages),
-model TFLOP by `flops.train_step`, and the share of the peak measured in the same run. Weights, media and noise are
-random; the loss must come out finite.
+In: names of workloads. Out: a row for each: seconds of the step that `train` runs (loss, gradients, optimiser,
+averages), model TFLOP by `flops.train_step`, and the share of the peak measured in the same run. Weights, media and
+noise are random; the loss must come out finite.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def batch(w: Workload) -> dict[str, np.ndarray]:
     rng, planned = np.random.default_rng(0), []
     for i, (text, shape) in enumerate(w.samples):
         latents = rng.standard_normal((w.cfg.latent_channels, *shape), np.float32)
-        sample = Sample(task="text2video", prompt=str(text), vision_latents=latents, shift=10.0, sample_id=i)
+        task = "text2video" if shape[0] > 1 else "text2image"
+        sample = Sample(task=task, prompt=str(text), vision_latents=latents, shift=10.0, sample_id=i)
         planned.append(plan(sample, work.Length(), w.cfg.sequence))
     return fill([planned], _bucket(planned), w.cfg.sequence)
 

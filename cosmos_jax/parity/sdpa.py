@@ -27,22 +27,22 @@ class Attention:
         self.causal = causal
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batches = [tuple(map(self._tensor, b)) for b in batches]
-        self.saved = [self._attend(*b[:3], train=True) for b in self.batches]
+        self.saved = [self._attend(b, train=True) for b in self.batches]
 
     def _tensor(self, x) -> torch.Tensor:
         made = torch.from_numpy(np.array(x, np.float32)).to(self.device, DTYPES[str(x.dtype)])
         return made.transpose(1, 2).contiguous()
 
-    def _attend(self, q, k, v, train: bool):
+    def _attend(self, batch: tuple, train: bool):
         """(output, what its gradients are of)."""
-        inputs = [x.detach().requires_grad_(train) for x in (q, k, v)]
+        q, k, v = inputs = [x.detach().requires_grad_(train) for x in batch[:3]]
         with torch.set_grad_enabled(train):
             grouped = q.shape[1] != k.shape[1]
-            out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=self.causal, enable_gqa=grouped)
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=grouped)
         return out, inputs
 
     def forward(self) -> list[torch.Tensor]:
-        return [self._attend(*b[:3], train=False)[0] for b in self.batches]
+        return [self._attend(b, train=False)[0] for b in self.batches]
 
     def backward(self) -> list[tuple[torch.Tensor, ...]]:
         pairs = zip(self.saved, self.batches, strict=True)

@@ -104,4 +104,6 @@ def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, tiles: Tiles,
 
 def _check(q: jax.Array) -> None:
     if q.shape[-1] != HEAD_DIM:
-        raise ValueError(f"attention: mosaic_gpu is written for head_dim ≤ {HEAD_DIM}, this is {q.shape[-1]}; take xla.")
+        raise ValueError(
+            f"attention: mosaic_gpu is written for head_dim ≤ {HEAD_DIM}, this is {q.shape[-1]}; take xla."
+        )

@@ -183,7 +183,9 @@ def _dkv_kernel(
             )
             if masked:
                 gpu.fetch(
-                    (q_ids_in.at[block], q_ids.at[slot]), (limit_in.at[block], limit.at[slot]), barrier=ids_ready.at[slot]
+                    (q_ids_in.at[block], q_ids.at[slot]),
+                    (limit_in.at[block], limit.at[slot]),
+                    barrier=ids_ready.at[slot],
                 )
 
         gpu.produce(0, whole * group, stages, free, functools.partial(load, masked=False))

@@ -1,7 +1,7 @@
 """The command: `python -m pallas_kernels.check [--topology=…] [--only=…] [--json=…]`.
 
-In: words. Out: a line for each kernel, and an exit code: 0; 1 if anything is not as its case promises; 2 after a mistake
-of the user, with one sentence.
+In: words. Out: a line for each kernel, and an exit code: 0; 1 if anything is not as its case promises; 2 after a
+mistake of the user, with one sentence.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def run(work: dict[str, list[Case]], out: Path | None = None, child: Sequence[st
     return 1 if failures else 0
 
 
-def outcomes(name: str, cases: list[str], child: Sequence[str] = CHILD, patience: float = PATIENCE) -> Iterator[Outcome]:
+def outcomes(
+    name: str, cases: list[str], child: Sequence[str] = CHILD, patience: float = PATIENCE
+) -> Iterator[Outcome]:
     """One for each case. A process that dies or hangs costs the case that it was at; the rest get a new one."""
     if why := topology.missing(name):
         yield from (Outcome(name, case, error=why) for case in cases)
@@ -124,7 +126,9 @@ def outcomes(name: str, cases: list[str], child: Sequence[str] = CHILD, patience
                 return
             errors.seek(0)
             last = [x for x in errors.read().splitlines() if x.strip()][-3:]
-        how = f"took longer than {patience:.0f} s" if alarm.rang else f"its process ended with {ended}: {' '.join(last)}"
+        how = (
+            f"took longer than {patience:.0f} s" if alarm.rang else f"its process ended with {ended}: {' '.join(last)}"
+        )
         yield Outcome(name, at, error=how)
         left.remove(at)
 

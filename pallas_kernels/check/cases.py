@@ -1,8 +1,8 @@
 """What is compiled: one table, name → platforms, program, real shapes, and what its kernels may spill.
 
-In: nothing. Out: `TABLE`. A case is built while the mesh of its topology is entered, so that the front doors choose tiles
-and backends as they would on the chip; its arguments are abstract, so a case of any size costs no memory. To add a
-kernel, add a line to TABLE.
+In: nothing. Out: `TABLE`. A case is built while the mesh of its topology is entered, so that the front doors choose
+tiles and backends as they would on the chip; its arguments are abstract, so a case of any size costs no memory. To add
+a kernel, add a line to TABLE.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ KIB = 1024
 # four chips (docs/kernels.md), and a quarter more. On a GPU it is memory of a thread: none is needed.
 TPU_ATTENTION = {"attention_forward": 2_720 * KIB, "attention_dq": 2_800 * KIB, "attention_dkv": 4_256 * KIB}
 GPU_ATTENTION = dict.fromkeys(TPU_ATTENTION, 0)
-FLOW = ("noise", "noise_backward", "error", "error_backward", "update")
+NORM_ROPE = {"norm_rope": 436 * KIB, "norm_rope_backward": 9_280 * KIB}
+FLOW = {"noise": 108, "noise_backward": 856, "error": 3_600, "error_backward": 0, "update": 660}  # KiB, on TPU
 ATTENTION = {"tpu": TPU_ATTENTION, "gpu": GPU_ATTENTION}
 
 TABLE = (
@@ -152,8 +153,8 @@ TABLE = (
     _case("attention/nano-packed-und", und_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
     _case("attention/edge-packed", gen_attention, Packed(16, 200, 2_048, *EDGE), **ATTENTION),
     _case("attention/super-720p", gen_attention, Packed(1, 300, 44_160, *SUPER), **ATTENTION),
-    _case("norm_rope/nano-720p", normed_and_rotated, 44_160, *NANO, tpu={"norm_rope": 0, "norm_rope_backward": 0}),
-    *(_case(f"flow/{n}", flow_operation, n, tpu={f"flow_{n}": 0}, gpu={f"flow_{n}": 0}) for n in FLOW),
+    _case("norm_rope/nano-720p", normed_and_rotated, 44_160, *NANO, tpu=NORM_ROPE),
+    *(_case(f"flow/{n}", flow_operation, n, tpu={f"flow_{n}": k * KIB}, gpu={f"flow_{n}": 0}) for n, k in FLOW.items()),
     _case("control/oversized-attention", oversized_attention, refused="exceeds available shared memory", gpu={}),
     _case("control/oversized-tile", oversized, refused="exceed", tpu={}),
 )

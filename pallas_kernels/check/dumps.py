@@ -77,9 +77,7 @@ def tpu(dump: Path, program: str, smem: dict[str, int]) -> list[Kernel]:
         slots = sum(a["size"] for a in allocations if a.get("tag", "").upper() == "SPILL")
         capacity = used[-1]["global_info"]["vmem_capacity"] if used else None
         spills, bundles = f"{slots / 1024:,.0f} KiB", _bundles(dump, call)
-        kernels.append(
-            Kernel(name, entry["total_size"], capacity, slots, spills, smem=smem.get(name), bundles=bundles)
-        )
+        kernels.append(Kernel(name, entry["total_size"], capacity, slots, spills, smem=smem.get(name), bundles=bundles))
     return kernels
 
 
@@ -90,6 +88,8 @@ def _report(html: str) -> dict | None:
 
 
 def _bundles(dump: Path, call: str) -> int | None:
-    files = sorted(p for p in dump.glob("*schedule-analysis_*") if re.fullmatch(rf"\d+-{re.escape(call)}-\d+-.*", p.name))
+    files = sorted(
+        p for p in dump.glob("*schedule-analysis_*") if re.fullmatch(rf"\d+-{re.escape(call)}-\d+-.*", p.name)
+    )
     found = files and re.search(r"total scheduled bundles:\s+(\d+)", files[-1].read_text())
     return int(found[1]) if found else None

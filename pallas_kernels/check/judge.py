@@ -1,4 +1,7 @@
-"""Is an outcome what its case promises? In: a `Case` and its `Outcome`. Out: problems in words, and lines of a table."""
+"""Is an outcome what its case promises?
+
+In: a `Case` and its `Outcome`. Out: problems in words, and lines of a table.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,14 @@ def short(error: str, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[:most]} …"
 
 
-def rows(case: Case, outcome: Outcome) -> list[Sequence[str]]:
+def rows(case: Case, outcome: Outcome) -> list[tuple[str, ...]]:
     """A row for each kernel; the time is of the whole program and stands in the first."""
     seconds, start = f"{outcome.seconds:.1f}", (outcome.topology, outcome.case)
     if outcome.error is not None:
         said = "refused, as it must be" if not problems(case, outcome) else "failed"
         return [(*start, said, "", "", "", seconds)]
     allowed = case.spills[platform(outcome.topology)]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for k in outcome.kernels:
         limit = allowed.get(k.name, 0)
         lines.append((
@@ -67,4 +70,6 @@ def _memory(topology: str, k) -> str:
 def line(row: Sequence[str]) -> str:
     """Columns wide enough for what usually stands in them."""
     widths = (12, 26, 24, 9, 24, 62, 7)
-    return " ".join(text.rjust(w) if i in (3, 6) else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths)))
+    return " ".join(
+        text.rjust(w) if i in (3, 6) else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+    )

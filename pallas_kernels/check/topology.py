@@ -36,7 +36,9 @@ def missing(name: str) -> str | None:
     if platform(name) == "tpu":
         return None if importlib.util.find_spec("libtpu") else f"{name} needs the wheel libtpu; run: {INSTALL}"
     if jax.__version_info__ < (0, 11):
-        return f"{name} needs jax ≥ 0.11, which needs Python ≥ 3.12 (here is jax {jax.__version__}); there run: {INSTALL}"
+        return (
+            f"{name} needs jax ≥ 0.11, which needs Python ≥ 3.12 (here is jax {jax.__version__}); there run: {INSTALL}"
+        )
     for wheel in ("jax-cuda13-plugin", "jax-cuda13-pjrt"):
         try:
             found = importlib.metadata.version(wheel)

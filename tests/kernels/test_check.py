@@ -79,7 +79,9 @@ def test_a_failing_kernel_is_a_failing_command(name, says, child, capsys, tmp_pa
     out = tmp_path / "all.json"
     assert command.run(chosen("good", name, "last"), out, child) == 1
     printed = capsys.readouterr().out
-    assert f"FAILED h200:1 {name}: " in printed and says in printed and "3 programs" in printed and "1 failed" in printed
+    assert (
+        f"FAILED h200:1 {name}: " in printed and says in printed and "3 programs" in printed and "1 failed" in printed
+    )
     found = {r["case"]: r for r in json.loads(out.read_text())}
     assert found["good"]["problems"] == found["last"]["problems"] == [] and found[name]["problems"]
 
@@ -149,7 +151,7 @@ ptxas info    : Compile time = 29.721 ms
 """
 MODULE = """
     %c65544_i32_3 = arith.constant 65544 : i32
-    %24 = gpu.launch async [%4] blocks(%a) in (%b = %c4) threads(%d) in (%e = %c1) dynamic_shared_memory_size %c65544_i32_3 {
+    %24 = gpu.launch async [%4] blocks(%a) in (%b = %c4) dynamic_shared_memory_size %c65544_i32_3 {
 """
 
 
@@ -164,9 +166,14 @@ def test_what_ptxas_and_mosaic_wrote_is_read(tmp_path):
 def test_what_libtpu_wrote_is_read(tmp_path):
     call = "transpose_jvp_attention_dq__.3"
     block = {"allocations": [{"tag": "spill", "size": 2048}, {"tag": "input window", "size": 4096}]}
-    report = {"global_info": {"vmem_capacity": 2**26}, "hlo_breakdowns": {call: {"blocks": [block], "total_size": 6144}}}
+    report = {
+        "global_info": {"vmem_capacity": 2**26},
+        "hlo_breakdowns": {call: {"blocks": [block], "total_size": 6144}},
+    }
     (tmp_path / "1-TLP-02-vmem_report.html").write_text(f"<script>const DATA ={json.dumps(report)};</script>")
-    (tmp_path / f"2-{call}-00-schedule-analysis_packed-bundles-post-ra.txt").write_text("\ttotal scheduled bundles:    554\n")
+    (tmp_path / f"2-{call}-00-schedule-analysis_packed-bundles-post-ra.txt").write_text(
+        "\ttotal scheduled bundles:    554\n"
+    )
     hlo = f'  %{call} = bf16[1024,256] custom-call(%x), custom_call_target="tpu_custom_call", x\n  %y = f32[] add(%a)\n'
     (kernel,) = dumps.tpu(tmp_path, hlo, {"attention_dq": 128, "attention": 1})
     assert kernel == Kernel("attention_dq", 6144, 2**26, 2048, "2 KiB", smem=128, bundles=554)
