@@ -29,6 +29,7 @@ def device() -> Device:
 
 
 _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}
+HOPPER = ("H100", "H200", "GH200", "H800", "H20")
 
 
 @contextlib.contextmanager
@@ -48,9 +49,6 @@ def interpreted(how: Any = True) -> Iterator[None]:
 def interpreting() -> Any:
     """False, or how kernels are simulated."""
     return _interpreting
-
-
-HOPPER = ("H100", "H200", "GH200", "H800", "H20")
 
 
 def refusal(flavour: str, device: Device) -> str | None:

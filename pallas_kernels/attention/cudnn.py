@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as internal  # packed offsets are not in jax.nn
 
 from pallas_kernels import platform
-from pallas_kernels.attention.fused import HOPPER
 from pallas_kernels.attention.segments import Masks
+from pallas_kernels.platform import HOPPER
 
 SAMPLES = 64  # of a row; cuDNN's own statistics take 4 · samples · heads · tokens bytes of each row
 LAST = jnp.iinfo(jnp.int32).max  # sorts after every sample

@@ -31,21 +31,14 @@ from pallas_kernels.attention.segments import Flat, Masks, flatten
 
 BACKENDS = {"mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}  # name → module beside this file
 DEFAULT = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu",)}  # platform → what `auto` takes if it can run
-HOPPER = ("H100", "H200", "GH200", "H800", "H20")
 SAVED = ("attn_out", "attn_lse")  # names under which rematerialisation may keep them (`save_only_these_names`)
 
 
 def refusal(name: str, dtype, device: platform.Device) -> str | None:
     """Why this backend cannot run for operands of `dtype` on `device`; None if it can."""
-    if name == "mosaic_gpu" and jax.__version_info__ < (0, 11):
-        return f"it needs jax ≥ 0.11 (Python ≥ 3.12), here is {jax.__version__}"
-    if platform.interpreting():
-        return None
-    if name == "mosaic_tpu" and device.platform != "tpu":
-        return f"it needs a TPU, this is {device.kind}"
-    if name == "mosaic_gpu" and not any(h in device.kind for h in HOPPER):
-        return f"it needs a Hopper GPU (sm_90), this is {device.kind}"
-    if name == "mosaic_gpu" and jnp.dtype(dtype) != jnp.bfloat16:
+    if why := platform.refusal(name, device):
+        return why
+    if name == "mosaic_gpu" and jnp.dtype(dtype) != jnp.bfloat16 and not platform.interpreting():
         return f"it multiplies bfloat16, not {jnp.dtype(dtype)}"
     return None
 

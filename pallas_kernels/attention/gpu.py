@@ -8,13 +8,14 @@ In: what `fused.py` hands every backend. Out: o, log-sum-exp, and from their cot
 | dq | 128 queries of a head | tiles of 64 keys |
 | dk, dv | 128 keys of a key head | tiles of 64 queries, for each query head of the group |
 
-A list names first the tiles that are visible as a whole, then those under a mask: two loops, of which the first reads no
-ids at all. Lists are built once per step and serve every layer. All sums are float32; dk and dv are summed over the
+A list names first the tiles that are visible as a whole, then those under a mask: two loops, of which the first reads
+no ids at all. Lists are built once per step and serve every layer. All sums are float32; dk and dv are summed over the
 group inside the kernel. The kernels are in `gpu_forward.py` and `gpu_backward.py`, their words in `gpu_mosaic.py`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ class Tiles(NamedTuple):
     @property
     def pad(self) -> tuple[int, int]:
         block = WARPGROUPS * self.rows
-        return block, max(block, self.keys, self.dq_keys)
+        return block, math.lcm(block, self.keys, self.dq_keys)
 
     def __str__(self) -> str:
         return f"tiles of {WARPGROUPS * self.rows} × {self.keys}"
@@ -51,7 +52,7 @@ class Visits(NamedTuple):
     """For each block of threads the tiles it visits: whole ones first, then those under a mask."""
 
     counts: jax.Array  # int32 [blocks, 2]: how many are whole; how many there are
-    index: jax.Array  # int32 [blocks, tiles]
+    tiles: jax.Array  # int32 [blocks, tiles]
 
 
 class Lists(NamedTuple):
@@ -80,9 +81,9 @@ def plan(flat: Flat, tiles: Tiles) -> Lists:
 def visits(kinds: jax.Array) -> Visits:
     """[blocks, tiles] of SKIP, ALL, SOME → the lists."""
     order = jnp.array([2, 0, 1], jnp.int32)[kinds]  # of SKIP, ALL, SOME
-    index = jnp.argsort(order, axis=1, stable=True).astype(jnp.int32)
+    listed = jnp.argsort(order, axis=1, stable=True).astype(jnp.int32)
     whole, some = ((kinds == kind).sum(1, dtype=jnp.int32) for kind in (segments.ALL, segments.SOME))
-    return Visits(jnp.stack([whole, whole + some], 1), index)
+    return Visits(jnp.stack([whole, whole + some], 1), listed)
 
 
 def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret):
@@ -97,7 +98,7 @@ def forward(q, k, v, flat: Flat, lists: Lists, tiles: Tiles, scale: float, inter
 def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, tiles: Tiles, scale: float, interpret):
     """→ dq [Tq,Hq,d], dk, dv [Tk,Hkv,d]; delta [Hq,Tq]: see fused.py."""
     how = dict(rows=tiles.rows, scale=scale, interpret=interpret)
-    inputs = (q, k, v, do.astype(q.dtype), lse, delta, lists.q_ids, flat.limit, flat.k_ids)
+    inputs = (q, k, v, do, lse, delta, lists.q_ids, flat.limit, flat.k_ids)
     dq = gpu_backward.dq(*inputs, lists.dq, keys=tiles.dq_keys, stages=tiles.dq_stages, **how)
     return dq, *gpu_backward.dkv(*inputs, lists.dkv, stages=tiles.dkv_stages, **how)
 

@@ -53,7 +53,7 @@ def dq(
     body = functools.partial(_dq_kernel, **how)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
     run = gpu.call(body, "attention_dq", grid, out, scratch, interpret)
-    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
+    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.tiles)
 
 
 def _dq_kernel(
@@ -116,7 +116,7 @@ def _dq_kernel(
             p, dp = gpu.two_products(q.at[me], k.at[slot].T, weights, do.at[me], v.at[slot].T)
             ds = p * (dp - gpu.over_rows(my_delta, shape))
             (total,) = gpu.accumulate((total, lambda: ds, k.at[slot]), interpret=interpret)
-            plgpu.barrier_arrive(free.at[slot])
+            gpu.release(free.at[slot], interpret)
             return total
 
         total = lax.fori_loop(0, whole, functools.partial(visit, masked=False), gpu.zeros(rows, q.shape[-1]))
@@ -155,7 +155,7 @@ def dkv(
     )
     out = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
     run = gpu.call(body, "attention_dkv", grid, out, scratch, interpret)
-    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.index)
+    return run(q, k, v, do, lse, delta, q_ids, limit, k_ids, visits.counts, visits.tiles)
 
 
 def _dkv_kernel(
@@ -230,7 +230,7 @@ def _dkv_kernel(
                 return p * (dp - gpu.over_columns(its_delta, shape))
 
             dv, dk = gpu.accumulate((dv, lambda: p, do.at[slot]), (dk, ds, q.at[slot]), interpret=interpret)
-            plgpu.barrier_arrive(free.at[slot])
+            gpu.release(free.at[slot], interpret)
             return dk, dv
 
         carry = gpu.zeros(rows, k.shape[-1]), gpu.zeros(rows, k.shape[-1])

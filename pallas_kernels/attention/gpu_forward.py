@@ -52,7 +52,7 @@ def forward(q, k, v, q_ids, limit, k_ids, visits, *, rows: int, keys: int, stage
     grid = dict(kv_head=k.shape[1], tile=tq // (pairs * rows), member=heads // k.shape[1])
     out = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((heads, tq), jnp.float32))
     run = gpu.call(body, "attention_forward", grid, out, scratch, interpret)
-    return run(q, k, v, q_ids, limit, k_ids, visits.counts, visits.index)
+    return run(q, k, v, q_ids, limit, k_ids, visits.counts, visits.tiles)
 
 
 def _kernel(
@@ -103,7 +103,7 @@ def _kernel(
             shape = (rows, keys)
             plgpu.barrier_wait(k_ready.at[slot])
             s = gpu.product(qo.at[me], k.at[slot].T, after=swap)
-            plgpu.barrier_arrive(k_free.at[slot])
+            gpu.release(k_free.at[slot], interpret)
             if masked:
                 plgpu.barrier_wait(ids_ready.at[slot])
                 ids = plgpu.load(k_ids.at[slot], layout=gpu.COLUMNS)
@@ -119,7 +119,7 @@ def _kernel(
             plgpu.barrier_wait(v_ready.at[slot])
             plgpu.barrier_wait(turn)  # … and mine again
             (total,) = gpu.accumulate((total, lambda: p, v.at[slot]), interpret=interpret)
-            plgpu.barrier_arrive(v_free.at[slot])
+            gpu.release(v_free.at[slot], interpret)
             return total, new, weight
 
         c = scale * math.log2(math.e)

@@ -1,7 +1,7 @@
 """Words that the Hopper kernels are written in: rings of shared memory, products of tensor cores, masks of a tile.
 
-In: references of a Mosaic GPU kernel. Out: the same arithmetic on the chip and in jax's interpreter, which knows neither
-`run_state` nor a product whose left side is in registers: `accumulate` is the one place where the two differ.
+In: references of a Mosaic GPU kernel. Out: the same arithmetic on the chip and in jax's simulator, which knows neither
+`run_state` nor a product whose left side is in registers: in `accumulate` the two differ, and in a fence (`release`).
 
 A kernel here is three warpgroups: two compute, the third only copies. Copies into a slot of the ring complete its
 `ready` barrier; both compute warpgroups arrive at its `free` barrier when they have read it.
@@ -43,18 +43,18 @@ def call(body: Callable, name: str, grid: dict[str, int], out, scratch: dict, in
         num_threads=COMPUTE + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=plgpu.InterpretGPUParams() if interpret is True else interpret or None,
+        interpret=plgpu.InterpretGPUParams() if interpret is True else interpret or None,  # type: ignore[attr-defined]
     )
 
 
-def tile(*shape: int, dtype) -> plgpu.SMEM:
+def tile(*shape: int, dtype) -> Any:
     """Shared memory as tensor cores and the copy engine want it: rows of 128 bytes, swizzled."""
     width = 128 // jnp.dtype(dtype).itemsize
     transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(128))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def numbers(*shape: int, dtype=jnp.int32) -> plgpu.SMEM:
+def numbers(*shape: int, dtype=jnp.int32) -> Any:
     """Shared memory for numbers per token."""
     return plgpu.SMEM(shape, dtype)
 
@@ -73,6 +73,17 @@ def produce(first, last, stages: int, free, load: Callable) -> None:
         slot = lax.rem(step, stages)
         pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
         load(step, slot)
+
+
+def release(free, interpret) -> None:
+    """This warpgroup has read the slot.
+
+    The arrival orders its reads before the copy that overwrites them; the simulator's search for races, which knows two
+    ways to memory, wants to see a fence between them too.
+    """
+    if interpret:
+        plgpu.commit_smem()
+    plgpu.barrier_arrive(free)
 
 
 def drain(steps, stages: int, *free) -> None:

