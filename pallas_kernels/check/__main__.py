@@ -24,6 +24,7 @@ from pallas_kernels.check.cases import TABLE, Case
 from pallas_kernels.check.program import Outcome, environment
 
 PATIENCE = 900.0  # seconds for one program; an idle core needs a fiftieth of it
+LINES = ('{"begins"', '{"topology"')  # what a child's own lines begin with
 CHILD = (sys.executable, "-m", "pallas_kernels.check.program")
 
 
@@ -60,7 +61,9 @@ def _chosen(topologies: Sequence[str], only: str | None) -> dict[str, list[Case]
         kind = topology.platform(name)
         work[name] = [c for c in TABLE if kind in c.platforms and (only or "") in c.name]
     if not any(work.values()):
-        raise Mistake(f"--only={only} is in the name of no case; they are {', '.join(c.name for c in TABLE)}.")
+        raise Mistake(
+            f"--only={only} is in the name of no case for {', '.join(work)}; there are {', '.join(c.name for c in TABLE)}."
+        )
     return work
 
 
@@ -103,7 +106,7 @@ def outcomes(
         return
     left = list(cases)
     while left:
-        at, ended = left[0], None
+        at: str | None = left[0]
         with tempfile.TemporaryDirectory() as dump, tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
                 [*child, name, dump, *left], stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -111,7 +114,7 @@ def outcomes(
             )  # fmt: skip
             alarm = _Alarm(process, patience)
             for text in process.stdout:
-                if not text.startswith("{"):
+                if not text.startswith(LINES):  # a compiler's
                     continue
                 said = json.loads(text)
                 alarm.again()
@@ -119,10 +122,11 @@ def outcomes(
                     at = said["begins"]
                 else:
                     left.remove(said["case"])
+                    at = left[0] if left else None
                     yield Outcome.read(said)
             ended = process.wait()
             alarm.stop()
-            if not left:
+            if at is None:
                 return
             errors.seek(0)
             last = [x for x in errors.read().splitlines() if x.strip()][-3:]

@@ -46,6 +46,7 @@ import json, os, sys, time
 topology, dump, *names = sys.argv[1:]
 assert os.path.isdir(dump) and os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["MOSAIC_GPU_DUMP_TO"] == dump
 print("a library greets")
+print("{ as compilers do }")
 kernel = dict(name="k", memory=1, capacity=2, spilled=0, spills="0/0 B")
 for name in names:
     print(json.dumps({"begins": name}), flush=True)
@@ -103,7 +104,7 @@ def test_a_compiler_that_hangs_is_ended(child):
         ("--topology=v9:2x2", "--topology=v9:2x2 is not a topology; write one like v5e:2x2"),
         ("--topology=h200", "is not a topology"),
         ("--topology=v5e:2x2x1", "is not a topology"),
-        ("--only=nothing", "--only=nothing is in the name of no case; they are attention/nano-720p"),
+        ("--only=nothing", "--only=nothing is in the name of no case for v5e:2x2, v5p:2x2x1"),
         ("--json=/no/such/file", "there is no directory /no/such"),
         ("--fast", "Unrecognized arguments: --fast; see --help."),
     ],
