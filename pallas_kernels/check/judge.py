@@ -27,6 +27,7 @@ def problems(case: Case, outcome: Outcome) -> list[str]:
     made = [k.name for k in outcome.kernels]
     wrong = [f"there is no kernel {name} in the program" for name in allowed if name not in made]
     wrong += [f"a kernel {name} that the case does not name" for name in made if name not in allowed]
+    wrong += [f"the compiler reported nothing of {k.name}" for k in outcome.kernels if k.memory is None]
     for k in outcome.kernels:
         if k.spilled > allowed.get(k.name, 0):
             wrong.append(f"{k.name} spills {k.spills}, {allowed.get(k.name, 0):,} bytes are allowed")

@@ -1,6 +1,7 @@
 """`python -m pallas_kernels.check`: what fails, what is one sentence, what compilers say. No compiler runs here; with
 them it is tests/kernels/gpu/test_check.py and the command itself."""
 
+import dataclasses
 import json
 import sys
 
@@ -28,7 +29,8 @@ def outcome(*kernels, case=GPU, error=None):
         (GPU, outcome(Kernel("one", 1000, 232_448, 32, "8/32 B", 168), TWO), ""),
         (GPU, outcome(Kernel("one", 1000, 232_448, 40, "8/40 B", 168), TWO), "one spills 8/40 B, 32 bytes are allowed"),
         (GPU, outcome(ONE), "there is no kernel two in the program"),
-        (GPU, outcome(ONE, TWO, Kernel("three", None, None, 0, "")), "a kernel three that the case does not name"),
+        (GPU, outcome(ONE, TWO, dataclasses.replace(ONE, name="three")), "a kernel three that the case does not name"),
+        (GPU, outcome(ONE, dataclasses.replace(TWO, memory=None)), "the compiler reported nothing of two"),
         (GPU, outcome(error="ValueError: no\n such   thing"), "ValueError: no such thing"),
         (CONTROL, outcome(case=CONTROL, error="smem exceeds available shared memory"), ""),
         (CONTROL, outcome(ONE, case=CONTROL), "the compiler accepted it, and it must refuse"),
