@@ -61,9 +61,8 @@ def _chosen(topologies: Sequence[str], only: str | None) -> dict[str, list[Case]
         kind = topology.platform(name)
         work[name] = [c for c in TABLE if kind in c.platforms and (only or "") in c.name]
     if not any(work.values()):
-        raise Mistake(
-            f"--only={only} is in the name of no case for {', '.join(work)}; there are {', '.join(c.name for c in TABLE)}."
-        )
+        known = ", ".join(c.name for c in TABLE)
+        raise Mistake(f"--only={only} is in the name of no case for {', '.join(work)}; there are {known}.")
     return work
 
 
