@@ -1,11 +1,15 @@
-# Two commands that do their own set-up: `make demo` and `make test`. Delete .venv to start afresh.
+# Commands that do their own set-up: `make demo`, `make test`, `make check-kernels`. `make clean` to start afresh.
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 WORK   ?= runs/toy
 CONFIG ?= configs/toy.py
+# Kernels of GPUs need jax >= 0.11, which needs Python >= 3.12. A shim that has no Python behind it fails the test.
+PYTHON312 ?= $(shell for p in python3.12 python3.13 python3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[23]*/bin/python; do \
+	if "$$p" -c 'import sys; assert (3, 12) <= sys.version_info < (3, 14)' 2>/dev/null; then echo "$$p"; break; fi; done)
+AOT    := .venv-aot
 
-.PHONY: demo test lint clean
+.PHONY: demo test check-kernels clean
 
 demo: $(VENV)/.run  ## train the toy, score it, write runs/toy/report.html
 	$(PY) -m cosmos_jax train    --config=$(CONFIG) --workdir=$(WORK)
@@ -26,6 +30,17 @@ $(VENV)/.run: pyproject.toml
 	$(PY) -m pip install --quiet -e .
 	touch $@
 
+check-kernels: $(AOT)/.installed  ## compile every kernel for chips that are not here (needs a Python >= 3.12)
+	$(AOT)/bin/python -m pytest tests/kernels/gpu
+	$(AOT)/bin/python -m pallas_kernels.check
+
+$(AOT)/.installed: pyproject.toml
+	@test -n "$(PYTHON312)" || { \
+		echo "check-kernels needs Python 3.12 or 3.13 and found none; name one: make check-kernels PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON312) -m venv $(AOT)
+	$(AOT)/bin/python -m pip install --quiet 'jax[tpu,cuda13-local]==0.11.2' 'pytest>=8.4'
+	touch $@
+
 # The oracles (torch for CPU, diffusers, transformers) come only with the tests.
 $(VENV)/.test: $(VENV)/.run
 	$(PY) -m pip install --quiet torch==2.13.0
@@ -33,4 +48,4 @@ $(VENV)/.test: $(VENV)/.run
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(AOT) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,11 +1,12 @@
 """The numbers of a bench: a table on the terminal, JSON in a file.
 
-In: what `versus.run`, `scaling.run` or `published.run` returned. Out: text.
+In: what the `run` of a kind returned. Out: text.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ Column = tuple[str, Callable[[dict], str]]
 
 
 def number(key: str, digits: int = 2, scale: float = 1.0) -> Callable[[dict], str]:
-    """Reader of one value; a size that nobody published has none."""
-    return lambda row: "–" if row[key] is None else f"{row[key] * scale:,.{digits}f}"
+    """Reader of one value; "–" where there is none."""
+    return lambda row: "–" if row.get(key) is None else f"{row[key] * scale:,.{digits}f}"
 
 
 COLUMNS: dict[str, list[Column]] = {
@@ -47,12 +48,42 @@ COLUMNS: dict[str, list[Column]] = {
         ("together (s)", number("total_s")), ("vLLM-Omni (s)", number("vllm_omni_s")), ("limit (s)", number("limit_s")),
         ("TFLOP/s", number("tflops", 3)),
     ],
+    "attention": [
+        ("pack", lambda r: r["shape"]), ("library", lambda r: r["library"]), ("pass", lambda r: r["pass"]),
+        ("TFLOP", number("tflop", 3)), ("ms", number("s", 2, 1e3)), ("TFLOP/s", number("tflops", 3)),
+        ("of the peak (%)", number("share", 0, 100)), ("× xla", number("ratio")),
+        ("of one sample as large (%)", number("of_single", 0, 100)), ("from xla", lambda r: f"{r['error']:.0e}"),
+    ],
+    "flow": [
+        ("size", lambda r: r["shape"]), ("operation", lambda r: r["operation"]), ("MB", number("bytes", 0, 1e-6)),
+        ("copy (GB/s)", number("copy_rate", 1, 1e-9)),
+        ("xla (ms)", number("xla_s", 3, 1e3)), ("GB/s", number("xla_rate", 1, 1e-9)),
+        ("of a copy (%)", number("xla_share", 0, 100)), ("kernel (ms)", number("kernel_s", 3, 1e3)),
+        ("GB/s", number("kernel_rate", 1, 1e-9)), ("of a copy (%)", number("kernel_share", 0, 100)),
+        ("× xla", number("ratio")),
+    ],
+    "denoise": [
+        ("size", lambda r: r["shape"]), ("layers", number("layers", 0)), ("tokens", number("tokens", 0)),
+        ("step (ms)", number("step_s", 1, 1e3)), ("TFLOP/s", number("tflops", 3)),
+        ("of the peak (%)", number("share", 0, 100)),
+        *(column for part in ("qkv", "attention", "mlp") for column in (
+            (f"{part} (ms)", number(f"{part}_s", 1, 1e3)), ("TFLOP/s", number(f"{part}_tflops", 3)),
+        )),
+        ("other (ms)", number("other_s", 1, 1e3)),
+    ],
+    "train": [
+        ("size", lambda r: r["shape"]), ("layers", number("layers", 0)), ("samples", number("samples", 0)),
+        ("tokens", number("tokens", 0)), ("step (ms)", number("step_s", 1, 1e3)), ("TFLOP", number("tflop", 3)),
+        ("TFLOP/s", number("tflops", 3)), ("MFU (%)", number("share", 0, 100)),
+        ("× with recomputing", number("recomputed")),
+        ("loss", number("loss", 3)),
+    ],
 }  # fmt: skip
 
 
 def show(kind: str, result: dict, console: Console | None = None) -> None:
     """Print the rows and, below them, what is known of the machine."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 160)
     table = Table(*(title for title, _ in COLUMNS[kind]))
     for row in result["rows"]:
         table.add_row(*(read(row) for _, read in COLUMNS[kind]))
@@ -69,8 +100,8 @@ def _fact(key: str, value: Any) -> str:
 
 
 def write(kind: str, result: dict, out: Path) -> Path:
-    """`out`/generate-<kind>.json."""
+    """`out`/generate-<kind>.json, or <kind>.json for what is no `bench generate`."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"generate-{kind}.json"
+    path = out / (f"generate-{kind}.json" if kind in ("versus", "scaling", "published") else f"{kind}.json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path

@@ -61,7 +61,7 @@ def attention(cfg: ModelConfig, size: Size, precision: Precision, texts: tuple[i
     )
 
 
-class _Length:
+class Length:
     """A tokenizer whose prompts are their own lengths: "7" is seven tokens."""
 
     vocab = 4096
@@ -78,7 +78,7 @@ def job(cfg: ModelConfig, size: Size, texts: tuple[int, int] = TEXTS, steps: int
     row, shape = task(size.task), (cfg.latent_channels, size.t, size.h, size.w)
     empty = np.zeros(shape, np.float32)
     samples = [Sample(task=size.task, prompt=str(n), vision_latents=empty, shift=row.shift) for n in texts]
-    plans: list[Any] = [plan(s, _Length(), cfg.sequence) for s in samples]
+    plans: list[Any] = [plan(s, Length(), cfg.sequence) for s in samples]
     bucket = tight_bucket(plans, rows=1)
     batch, uncond = (fill([[p]], bucket, cfg.sequence) for p in plans)
     noise: dict[str, Any] = framework_buffers(batch, {(0, 0): (0, [shape])}, cfg.patch)

@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "score a trained model and write report.html",
     "convert": "PyTorch checkpoint ↔ Orbax checkpoint, any layout to any other",
     "parity": "compare a PyTorch checkpoint with PyTorch, layer by layer, and write report.html",
-    "bench": "measure speed: `bench generate`",
+    "bench": "measure speed: `bench generate`, attention, flow, denoise, train",
     "show": "print a config: settings, parameters, tasks, tokens, mesh",
 }
 SPELT = {  # option → what is typed, where that is no name of Python
@@ -48,12 +48,13 @@ def _parser() -> _Parser:
             p.add_argument("--what", choices=("components", "pipeline", "all"), default="components")
             continue
         if name == "bench":
-            p.add_argument("what", choices=("generate",), help="what is measured")
-            p.add_argument("--reference", choices=("diffusers",), help="our denoising step against theirs, on this CPU")
-            p.add_argument("--scaling", action="store_true", help="seconds against operations, 256p to 720p")
-            p.add_argument("--accelerator", action="store_true", help="the table of published sizes, on this device")
-            p.add_argument("--shape", help="sizes, separated by commas: 256p, 480p, 720p, t2i")
-            p.add_argument("--repeat", type=int, default=3, help="timed steps of each size (default 3)")
+            what = ("generate", "attention", "flow", "denoise", "train")
+            p.add_argument("what", choices=what, help="what is measured")
+            p.add_argument("--reference", choices=("diffusers",), help="generate: our step against theirs, on this CPU")
+            p.add_argument("--scaling", action="store_true", help="generate: seconds against operations, 256p to 720p")
+            p.add_argument("--accelerator", action="store_true", help="generate: published sizes, on this device")
+            p.add_argument("--shape", help="sizes, separated by commas, or all; a wrong one lists them")
+            p.add_argument("--repeat", type=int, default=3, help="timed turns of each size (default 3)")
             p.add_argument("--out", help="directory for the JSON file")
             p.add_argument("--config", default="configs/nano.py", help="model of --accelerator (default Nano)")
             continue
