@@ -16,13 +16,13 @@ demo: $(VENV)/.run  ## train the toy, score it, write runs/toy/report.html
 	$(PY) -m cosmos_jax evaluate --config=$(CONFIG) --workdir=$(WORK)
 	@echo "Open $(WORK)/report.html in a browser."
 
-# Two processes: XLA keeps every compiled program of a process mapped, and Linux allows a process 65,530 maps.
+# Two processes, a file of tests each at a time: two cores, and XLA keeps every compiled program of a process mapped, of
+# which Linux allows a process 65,530.
 test: $(VENV)/.test  ## lint, types, and every test (about a quarter of an hour on two cores)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -m pytest --ignore=tests/parity
-	$(PY) -m pytest tests/parity
+	$(PY) -m pytest -n 2 --dist loadfile
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,7 @@ $(VENV)/.run: pyproject.toml
 	touch $@
 
 check-kernels: $(AOT)/.installed  ## compile every kernel for chips that are not here (needs a Python >= 3.12)
-	$(AOT)/bin/python -m pytest tests/kernels/gpu
+	$(AOT)/bin/python -m pytest tests/kernels/gpu tests/kernels/aot
 	$(AOT)/bin/python -m pallas_kernels.check
 
 $(AOT)/.installed: pyproject.toml
