@@ -11,9 +11,14 @@ import numpy as np
 
 
 def inverse_frequencies(theta: float, dim: int) -> np.ndarray:
-    """[dim/2] float32, theta^(−2i/dim), in the reference's own order of fp32 operations."""
+    """[dim/2] float32, theta^(−2i/dim), in the reference's own order of roundings: exponent, power, reciprocal.
+
+    The power is exact before it is rounded, as PyTorch's is almost everywhere; numpy's float32 power is one ulp off in
+    13 of Nano's 64 frequencies, which at positions past 15 000 is 1e-4 in the tables and 4e-6 in a velocity.
+    """
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return (np.float32(1.0) / np.power(np.float32(theta), exponent)).astype(np.float32)
+    power = np.power(np.float64(theta), exponent.astype(np.float64)).astype(np.float32)
+    return (np.float32(1.0) / power).astype(np.float32)
 
 
 def slot_axis(sections: tuple[int, int, int]) -> np.ndarray:

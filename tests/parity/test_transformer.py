@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from parity import oracle
 
-from cosmos_jax.model import cosmos
+from cosmos_jax.model import cosmos, rope
 from cosmos_jax.precision import HIGHEST
 
 
@@ -78,3 +79,12 @@ def test_scan_and_remat_change_nothing(change):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         scale = np.abs(np.asarray(x)).max() + 1e-12
         np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, atol=2e-6)
+
+
+@pytest.mark.parametrize(("theta", "most"), [(5e6, 1), (1e8, 3)])
+def test_frequencies_are_pytorchs(theta, most):
+    """Heads of 128, as published. PyTorch's own vectorised and scalar powers differ in as many."""
+    reference = (1.0 / theta ** (torch.arange(0, 128, 2, dtype=torch.float32) / 128)).numpy()
+    ours = rope.inverse_frequencies(theta, 128)
+    assert (ours != reference).sum() <= most
+    np.testing.assert_array_max_ulp(ours, reference, 1)
