@@ -26,7 +26,7 @@ def run(names: Sequence[str], repeat: int = 5, say: Callable[[str], None] = prin
     rows = []
     for name in names:
         pack = PACKS[name]
-        say(f"{name}: {pack.says()}, {pack.operations() / 1e12:.2f} TFLOP forward")
+        say(f"{name}: {pack.says()}, {pack.operations() / 1e12:.3f} TFLOP forward")
         found = _measure(name, pack, here, machine["dtype"], repeat, say)
         if len(pack.samples) > 1:
             ours = [n for n in here if n in kernels.BACKENDS]
