@@ -48,12 +48,14 @@ def prepare_train(options) -> Work:
     _check_mixture(config)
     import jax
 
-    from cosmos_jax import mesh, train
+    from cosmos_jax import mesh, precision, train
     from cosmos_jax.checkpoint import complete, load_json
     from cosmos_jax.codecs import toy
+    from cosmos_jax.model import attention
     from data_pipelines import loader as loaders
 
     mesh.check(config, mesh.build(config.mesh))
+    attention.check(config.model, precision.resolve(config.precision))
     saved = workdir / train.CHECKPOINTS
     assets = toy.prepare(workdir)
     toy.check(assets, config.model)

@@ -13,6 +13,7 @@ intact; what it leaves behind is ignored by readers and cleared by the next writ
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import logging
 import math
@@ -142,8 +143,9 @@ def load_json(directory: str | Path, item: str, step: int | None = None) -> Any:
 
 
 def load_config(directory: str | Path, step: int | None = None) -> Config:
-    """The Config a checkpoint was trained with."""
-    return from_dict(load_json(directory, "config", step))
+    """The Config a checkpoint was trained with; but which kernel attends is for whoever runs it to say: auto."""
+    config = from_dict(load_json(directory, "config", step))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
 
 
 def complete(directory: Path) -> list[int]:

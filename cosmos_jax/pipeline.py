@@ -17,6 +17,7 @@ from cosmos_jax import checkpoint, precision, shard
 from cosmos_jax import state as states
 from cosmos_jax.codecs import toy
 from cosmos_jax.config import Config
+from cosmos_jax.model import attention
 from cosmos_jax.sampling import generate, schedules, text
 from cosmos_jax.step import make_eval_step
 from data_pipelines.packing import Planned, fill, plan, tight_bucket, unpack
@@ -59,6 +60,7 @@ class Pipeline:
         directory = workdir / CHECKPOINTS
         trained = checkpoint.load_config(directory)
         config = config or trained
+        attention.check(config.model, precision.resolve(config.precision))
         assets = ToyAssets.load(workdir / ASSETS)
         toy.verify(assets, checkpoint.load_json(directory, "assets"), workdir / ASSETS)
         if which == "ema" and not trained.optim.ema:

@@ -15,7 +15,7 @@ from flax import nnx
 
 import pallas_kernels.attention as kernels
 from cosmos_jax import shard
-from cosmos_jax.config import ModelConfig
+from cosmos_jax.config import ConfigError, ModelConfig
 from cosmos_jax.model import rope
 from cosmos_jax.model.declare import normal, param, use
 from cosmos_jax.model.norm import RMSNorm
@@ -88,6 +88,14 @@ def rotated(of: list[tuple[jax.Array, RMSNorm | None]], cos, sin, backend: str, 
 
     xs = tuple(x for x, _ in of)
     return shard.rowwise(kernel, xs, cos, sin, heads=(0,), out_heads=True, shared=(weights,), kernel=True)
+
+
+def check(cfg: ModelConfig, precision: Precision) -> None:
+    """Refuse, before anything compiles, a kernel that cannot run here. ConfigError."""
+    try:
+        kernels.choose(cfg.attention, precision.dtype)
+    except ValueError as e:
+        raise ConfigError(f"model.attention={cfg.attention!r}: {e} Set model.attention=auto to take what can.") from e
 
 
 def _plan(make, of, attention: str, precision: Precision) -> Plan:

@@ -1,6 +1,7 @@
 """One door for every backend: what auto takes, what is refused in which words, what both streams of a layer get."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 import pallas_kernels.attention as kernels
-from cosmos_jax.config import ConfigError, ModelConfig
+from cosmos_jax import checkpoint
+from cosmos_jax.__main__ import main
+from cosmos_jax.config import Config, ConfigError, ModelConfig, to_dict
 from pallas_kernels.attention import Plans, Segments
 from pallas_kernels.platform import Device
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NEW = jax.__version_info__ >= (0, 11)
 IDS = Segments(jnp.array([[0, 0, 1, -1]]), jnp.array([[0, 1, 1, 1, 1, -1]]))
 
@@ -54,6 +58,22 @@ def test_a_config_knows_the_backends():
         assert dataclasses.replace(ModelConfig(), attention=name).attention == name
     with pytest.raises(ConfigError, match="model.attention='flash'"):
         ModelConfig(attention="flash")
+
+
+def test_the_command_refuses_a_kernel_that_cannot_run(tmp_path, capsys):
+    """Before anything is written or compiled."""
+    settings = [f"--workdir={tmp_path / 'run'}", "--config.model.attention=mosaic_tpu"]
+    assert main(["train", f"--config={ROOT / 'configs' / 'toy.py'}", *settings]) == 2
+    said = capsys.readouterr().err
+    assert "model.attention='mosaic_tpu'" in said and "needs a TPU" in said and "attention=auto" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_does_not_name_the_kernel_of_its_reader(monkeypatch):
+    """Trained on TPUs, it can be asked on a laptop."""
+    trained = Config(model=ModelConfig(attention="mosaic_tpu"))
+    monkeypatch.setattr(checkpoint, "load_json", lambda *_: to_dict(trained))
+    assert checkpoint.load_config("anywhere") == Config(model=ModelConfig())
 
 
 def test_operands_that_do_not_belong_together_are_a_sentence():
