@@ -18,7 +18,7 @@ demo: $(VENV)/.run  ## train the toy, score it, write runs/toy/report.html
 
 # Two processes, a file of tests each at a time: two cores, and XLA keeps every compiled program of a process mapped, of
 # which Linux allows a process 65,530.
-test: $(VENV)/.test  ## lint, types, and every test (about a quarter of an hour on two cores)
+test: $(VENV)/.test  ## lint, types, and every test (about half an hour on two cores)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
