@@ -61,49 +61,55 @@ def abstract(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def gen_attention(platform: str, shape: Packed, tiles=None) -> Program:
-    """gen queries over [und; gen] keys, forward and backward, with the log-sum-exp and its gradient."""
+def gen_attention(platform: str, shape: Packed, part: str, tiles=None) -> Program:
+    """gen queries over [und; gen] keys. part: forward, dq or dkv."""
     ids = [abstract(1, shape.samples * n, dtype=jnp.int32) for n in (shape.text, shape.media)]
     how = {"impl": IMPL[platform], "tiles": tiles}
     plan = jax.eval_shape(lambda u, g: attentions.gen_plan(attentions.Segments(u, g), **how), *ids)
-    return _attention(plan, ids[1].shape[1], [x.shape[1] for x in ids], shape)
+    return _attention(plan, ids[1].shape[1], [x.shape[1] for x in ids], shape, part)
 
 
-def und_attention(platform: str, shape: Packed) -> Program:
-    """und queries over und keys, causal in each sample, forward and backward."""
+def und_attention(platform: str, shape: Packed, part: str) -> Program:
+    """und queries over und keys, causal in each sample."""
     ids = abstract(1, shape.samples * shape.text, dtype=jnp.int32)
     plan = jax.eval_shape(lambda u: attentions.und_plan(attentions.Segments(u), impl=IMPL[platform]), ids)
-    return _attention(plan, ids.shape[1], [ids.shape[1]], shape)
+    return _attention(plan, ids.shape[1], [ids.shape[1]], shape, part)
 
 
-def _attention(plan, queries: int, keys: list[int], shape: Packed) -> Program:
+def _attention(plan, queries: int, keys: list[int], shape: Packed, part: str) -> Program:
+    """One kernel a program, so that each has a time of its own."""
     q = abstract(1, queries, shape.heads, HEAD_DIM)
     kv = tuple(abstract(1, n, shape.kv_heads, HEAD_DIM) for n in keys)
+    line = abstract(1, shape.heads, queries, dtype=jnp.float32)
+    scale = 1 / math.sqrt(HEAD_DIM)
 
-    def both(q, k, v, plan, do, dlse):
-        def forward(q, k, v):
-            return attentions.attention(q, k, v, plan, scale=1 / math.sqrt(HEAD_DIM), return_lse=True)
+    def forward(q, k, v, plan):
+        return attentions.attention(q, k, v, plan, scale=scale, return_lse=True)
 
-        out, pull = jax.vjp(forward, q, k, v)
-        return out, pull((do, dlse))
+    def gradient(q, k, v, plan, *of):  # the compiler drops the kernel whose result nobody takes
+        dq, dk, dv = attentions.gradient(q, k, v, plan, of=of, scale=scale)
+        return dq if part == "dq" else (dk, dv)
 
-    return both, (q, kv, kv, plan, q, abstract(1, shape.heads, queries, dtype=jnp.float32))
+    if part == "forward":
+        return forward, (q, kv, kv, plan)
+    return gradient, (q, kv, kv, plan, q, line, q, line)
 
 
-def normed_and_rotated(platform: str, tokens: int, heads: int, kv_heads: int) -> Program:
-    """q and k of one stream, forward and backward."""
+def normed_and_rotated(platform: str, tokens: int, heads: int, kv_heads: int, backward: bool) -> Program:
+    """q and k of one stream."""
     slabs = tuple(abstract(tokens, n * HEAD_DIM) for n in (heads, kv_heads))
     weights = (abstract(HEAD_DIM, dtype=jnp.float32),) * 2
     table = abstract(tokens, HEAD_DIM, dtype=jnp.float32)
 
-    def both(xs, weights, cos, sin, dys):
-        def forward(xs, weights):
-            return norm_rope.norm_rope(xs, weights, cos, sin, eps=1e-6, impl=IMPL[platform])
+    def forward(xs, weights, cos, sin):
+        return norm_rope.norm_rope(xs, weights, cos, sin, eps=1e-6, impl=IMPL[platform])
 
-        ys, pull = jax.vjp(forward, xs, weights)
-        return ys, pull(dys)
+    def gradient(xs, weights, cos, sin, dys):
+        return jax.vjp(lambda xs, weights: forward(xs, weights, cos, sin), xs, weights)[1](dys)
 
-    return both, (slabs, weights, table, table, tuple(abstract(n, tokens, HEAD_DIM) for n in (heads, kv_heads)))
+    dys = tuple(abstract(n, tokens, HEAD_DIM) for n in (heads, kv_heads))
+    arguments = (slabs, weights, table, table)
+    return (gradient, (*arguments, dys)) if backward else (forward, arguments)
 
 
 def flow_operation(platform: str, name: str) -> Program:
@@ -115,7 +121,7 @@ def oversized_attention(platform: str) -> Program:
     """Twice the tiles in flight, which do not fit into the shared memory of Hopper."""
     from pallas_kernels.attention import gpu  # jax >= 0.11
 
-    return gen_attention(platform, Packed(1, 300, 44_160, *NANO), gpu.Tiles(stages=4))
+    return gen_attention(platform, Packed(1, 300, 44_160, *NANO), "forward", gpu.Tiles(stages=4))
 
 
 def oversized(platform: str) -> Program:
@@ -141,20 +147,28 @@ def _build(build, args, platform: str) -> Program:
 KIB = 1024
 # A spill on TPU is a slot of VMEM, which libtpu writes when 64 registers do not hold a tile of scores; measured on all
 # four chips (docs/kernels.md), and a quarter more. On a GPU it is memory of a thread: none is needed.
-TPU_ATTENTION = {"attention_forward": 2_720 * KIB, "attention_dq": 2_800 * KIB, "attention_dkv": 4_256 * KIB}
-GPU_ATTENTION = dict.fromkeys(TPU_ATTENTION, 0)
-NORM_ROPE = {"norm_rope": 436 * KIB, "norm_rope_backward": 9_280 * KIB}
-FLOW = {"noise": 108, "noise_backward": 856, "error": 3_600, "error_backward": 0, "update": 660}  # KiB, on TPU
-ATTENTION = {"tpu": TPU_ATTENTION, "gpu": GPU_ATTENTION}
+TPU_ATTENTION = {"forward": 2_720, "dq": 2_800, "dkv": 4_256}  # KiB
+NORM_ROPE = {"norm_rope": 436, "norm_rope_backward": 9_280}
+FLOW = {"noise": 108, "noise_backward": 856, "error": 3_600, "error_backward": 0, "update": 660}
+ATTENTION = {
+    "nano-720p": (gen_attention, Packed(1, 300, 44_160, *NANO)),
+    "nano-packed": (gen_attention, Packed(16, 200, 2_048, *NANO)),
+    "nano-packed-und": (und_attention, Packed(16, 200, 2_048, *NANO)),
+    "edge-packed": (gen_attention, Packed(16, 200, 2_048, *EDGE)),
+    "super-720p": (gen_attention, Packed(1, 300, 44_160, *SUPER)),
+}
 
 TABLE = (
-    _case("attention/nano-720p", gen_attention, Packed(1, 300, 44_160, *NANO), **ATTENTION),
-    _case("attention/nano-packed", gen_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
-    _case("attention/nano-packed-und", und_attention, Packed(16, 200, 2_048, *NANO), **ATTENTION),
-    _case("attention/edge-packed", gen_attention, Packed(16, 200, 2_048, *EDGE), **ATTENTION),
-    _case("attention/super-720p", gen_attention, Packed(1, 300, 44_160, *SUPER), **ATTENTION),
-    _case("norm_rope/nano-720p", normed_and_rotated, 44_160, *NANO, tpu=NORM_ROPE),
+    *(
+        _case(f"attention/{name}/{part}", build, shape, part,
+              tpu={f"attention_{part}": k * KIB}, gpu={f"attention_{part}": 0})
+        for name, (build, shape) in ATTENTION.items() for part, k in TPU_ATTENTION.items()
+    ),
+    *(
+        _case(f"{name}/nano-720p", normed_and_rotated, 44_160, *NANO, "backward" in name, tpu={name: k * KIB})
+        for name, k in NORM_ROPE.items()
+    ),
     *(_case(f"flow/{n}", flow_operation, n, tpu={f"flow_{n}": k * KIB}, gpu={f"flow_{n}": 0}) for n, k in FLOW.items()),
     _case("control/oversized-attention", oversized_attention, refused="exceeds available shared memory", gpu={}),
     _case("control/oversized-tile", oversized, refused="exceed", tpu={}),
-)
+)  # fmt: skip

@@ -70,7 +70,7 @@ def _memory(topology: str, k) -> str:
 
 def line(row: Sequence[str]) -> str:
     """Columns wide enough for what usually stands in them."""
-    widths = (12, 26, 24, 9, 24, 62, 7)
+    widths = (12, 34, 24, 9, 24, 62, 7)
     return " ".join(
         text.rjust(w) if i in (3, 6) else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
     )
