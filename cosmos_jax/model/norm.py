@@ -8,7 +8,6 @@ from flax import nnx
 
 from cosmos_jax.model.declare import ones, param, use, zeros
 from cosmos_jax.precision import Precision
-from pallas_kernels.norm_rope.reference import normed
 
 
 class RMSNorm(nnx.Module):
@@ -23,7 +22,12 @@ class RMSNorm(nnx.Module):
         self.eps, self.cast = eps, cast
 
     def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
-        return normed(x, use(self.weight, precision), self.eps, self.cast)
+        x32 = x.astype(jnp.float32)
+        y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
+        weight = use(self.weight, precision)
+        if self.cast == "before_weight":
+            return y.astype(x.dtype) * weight
+        return (y * weight.astype(jnp.float32)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

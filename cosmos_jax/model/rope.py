@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.norm_rope import reference
-
 
 def inverse_frequencies(theta: float, dim: int) -> np.ndarray:
     """[dim/2] float32, theta^(−2i/dim), in the reference's own order of roundings: exponent, power, reciprocal.
@@ -45,5 +43,7 @@ def tables(positions: jax.Array, theta: float, sections: tuple[int, int, int]) -
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Half-split (NeoX) rotation of x [B, N, heads, head_dim] in x's dtype; cos, sin [B, N, head_dim]."""
-    return reference.rotate(x, cos[:, :, None], sin[:, :, None])
+    """Half-split (NeoX) rotation of x [B, N, heads, head_dim] in x's dtype."""
+    cos, sin = cos[:, :, None].astype(x.dtype), sin[:, :, None].astype(x.dtype)
+    first, second = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([-second, first], -1) * sin

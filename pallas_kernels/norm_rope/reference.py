@@ -1,7 +1,4 @@
-"""The definition, in jnp: RMSNorm and rotation, which the model uses too, one after the other; the change of layout.
-
-Sources: spec model.md §2.3 (norm, and where it rounds), §2.4 (rotation, half-split).
-"""
+"""The definition, in jnp: what `RMSNorm` and `rotate` of the model do one after the other, and the change of layout."""
 
 from __future__ import annotations
 
@@ -34,15 +31,9 @@ def _one(x, weight, cos, sin, factor: float, how: How):
     x = x.reshape(t, -1, how.head_dim)
     if weight is not None:
         x = normed(x, weight, how.eps, how.cast)
-    y = rotate(x, cos[:, None], sin[:, None], factor)
+    cos, sin = cos[:, None].astype(x.dtype), signed(sin[:, None], how.head_dim).astype(x.dtype)
+    y = rotated(x, jnp.roll(x, how.head_dim // 2, -1), cos, sin, factor)
     return jnp.pad(y.swapaxes(0, 1), ((0, 0), (0, how.tokens - t), (0, 0)))
-
-
-def rotate(x, cos, sin, factor: float = 1.0):
-    """Half-split (NeoX) rotation over the last axis, in x's dtype; cos and sin broadcast to x."""
-    width = x.shape[-1]
-    cos, sin = cos.astype(x.dtype), signed(sin, width).astype(x.dtype)
-    return rotated(x, jnp.roll(x, width // 2, -1), cos, sin, factor)
 
 
 def normed(x, weight, eps: float, cast: str, width: int | None = None):
