@@ -22,7 +22,7 @@ test: $(VENV)/.test  ## lint, types, and every test (about half an hour on two c
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +30,7 @@ $(VENV)/.run: pyproject.toml
 	$(PY) -m pip install --quiet -e .
 	touch $@
 
-check-kernels: $(AOT)/.installed  ## compile every kernel for chips that are not here (needs a Python >= 3.12)
+check-kernels: $(AOT)/.installed  ## compile kernels and train steps for chips that are not here (needs a Python >= 3.12)
 	$(AOT)/bin/python -m pytest tests/kernels/gpu tests/kernels/aot
 	$(AOT)/bin/python -m pallas_kernels.check
 
@@ -38,7 +38,8 @@ $(AOT)/.installed: pyproject.toml
 	@test -n "$(PYTHON312)" || { \
 		echo "check-kernels needs Python 3.12 or 3.13 and found none; name one: make check-kernels PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON312) -m venv $(AOT)
-	$(AOT)/bin/python -m pip install --quiet 'jax[tpu,cuda13-local]==0.11.2' 'pytest>=8.4'
+	$(AOT)/bin/python -m pip install --quiet 'jax[tpu,cuda13-local]==0.11.2' 'pytest>=8.4' \
+		'flax>=0.12.8' 'optax>=0.2.8' 'ml-collections>=1.1'
 	touch $@
 
 # The oracles (torch for CPU, diffusers, transformers) come only with the tests.

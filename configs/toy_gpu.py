@@ -10,7 +10,7 @@ from configs.base import set_group
 def get_config():
     config = toy.get_config()
     set_group(config, "model", name="toy_gpu", layers=8, hidden=384, heads=12, kv_heads=4, mlp=1152)
-    set_group(config, "data", episodes=40000)
+    set_group(config, "data", episodes=40000, look_ahead=16)
     set_group(
         config["data"], "bucket", rows=32, und=256, gen=512, vision=512, action=128, sound=192, segments=16, vit=512
     )

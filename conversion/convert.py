@@ -21,7 +21,7 @@ from pathlib import Path
 
 from conversion import export, manifest, source
 from conversion.check import ConversionError
-from cosmos_jax import checkpoint
+from cosmos_jax import checkpoint, integrity
 from cosmos_jax.config import ModelConfig
 
 LAYOUTS = ("orbax", *export.LAYOUTS)
@@ -66,7 +66,7 @@ def _import(origin: source.Source, dst: Path, progress: Progress) -> None:
     used = {path for c in found.components.values() for path in c.tensors.files}
     root = found.path if found.path.is_dir() else found.path.parent
     with appearing(dst) as partial, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        hashes = pool.submit(manifest.hash_files, [*used, *found.files.values()], root)
+        hashes = pool.submit(integrity.sha256, [*used, *found.files.values()], root)
         checkpoint.write_arrays(partial / source.WEIGHTS, items, slices, progress)
         for name, path in found.files.items():
             target = partial / source.FILES / name

@@ -6,13 +6,11 @@ In: an opened PyTorch folder. Out: a JSON table. It is written last, so a checkp
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import hashlib
 import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from cosmos_jax.sampling import scheduler_config
 
 NAME, FORMAT = "manifest.json", 1
 PACKAGES = ("jax", "flax", "orbax-checkpoint", "tensorstore", "numpy", "ml-dtypes")
-BLOCK = 16 << 20
 
 
 def build(
@@ -116,21 +113,6 @@ def _statistics(folder: Folder) -> dict | None:
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
-
-
-def hash_files(paths: Iterable[Path], root: Path) -> dict[str, str]:
-    """sha256 of files, by their names relative to root."""
-
-    def one(path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as f:
-            while block := f.read(BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        paths = sorted(set(paths))
-        return {str(p.relative_to(root)): h for p, h in zip(paths, pool.map(one, paths), strict=True)}
 
 
 def read(path: Path) -> dict:

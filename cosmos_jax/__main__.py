@@ -1,4 +1,4 @@
-"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|parity|bench|show …`.
+"""The command line: `python -m cosmos_jax train|generate|reason|evaluate|convert|parity|bench|plan|show …`.
 
 In: words. Out: a trained directory, files, or one sentence that says what is wrong (exit code 2). Every command first
 *prepares*: it reads and checks all that the user gave and returns the work as a function; nothing is compiled before.
@@ -24,8 +24,12 @@ def main(argv: list[str] | None = None) -> int:
         options = words.parse(list(sys.argv[1:] if argv is None else argv))
     except ValueError as e:
         return _complain(e)
+    if options.command == "plan":  # its estimate takes less time than the imports below
+        return _plan(options)
     from cosmos_jax.checkpoint import CheckpointError
     from cosmos_jax.train import NonFiniteLoss
+    from data_pipelines.loader import StateError
+    from data_pipelines.workers import WorkerError
 
     try:
         work: Work = PREPARE[options.command](options)
@@ -33,7 +37,16 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(e)
     try:
         return work() or 0
-    except (ConfigError, CheckpointError, NonFiniteLoss) as e:
+    except (ConfigError, CheckpointError, NonFiniteLoss, StateError, WorkerError) as e:
+        return _complain(e)
+
+
+def _plan(options) -> int:
+    from cosmos_jax import plan
+
+    try:
+        return plan.prepare(options, words.config_of(options))()
+    except ValueError as e:
         return _complain(e)
 
 
@@ -45,36 +58,55 @@ def _complain(error: Exception) -> int:
 def prepare_train(options) -> Work:
     words.require(options, "workdir")
     config, workdir = words.config_of(options), Path(options.workdir)
-    _check_mixture(config)
-    import jax
-
-    from cosmos_jax import mesh, precision, train
-    from cosmos_jax.checkpoint import complete, load_json
-    from cosmos_jax.codecs import toy
+    rehearsal = config.data.source == "rehearsal"
+    if not rehearsal:
+        _check_mixture(config)
+    from cosmos_jax import dist, mesh, precision, shard, train
     from cosmos_jax.model import attention
     from data_pipelines import loader as loaders
 
-    mesh.check(config, mesh.build(config.mesh))
+    dist.start(options.distributed)
+    devices = mesh.build(config.mesh)
+    mesh.check(config, devices)
     attention.check(config.model, precision.resolve(config.precision))
-    saved = workdir / train.CHECKPOINTS
-    assets = toy.prepare(workdir)
-    toy.check(assets, config.model)
-    if complete(saved):
-        toy.verify(assets, load_json(saved, "assets"), workdir / toy.DIRECTORY)
-    flow, spec, host = config.flow, config.model.sequence, (jax.process_index(), jax.process_count())
-    loader: Any = loaders.build(config.data, spec, assets, flow.shift_image, flow.shift_video, *host)
-    loader.assets = toy.fingerprints(assets)
+    assets = None if rehearsal else _toy_assets(config, workdir)
+    flow, rows = config.flow, shard.own_rows(devices, config.data.bucket.rows)
+    loader: Any = loaders.build(config.data, config.model.sequence, assets, flow.shift_image, flow.shift_video, rows)
 
     def work() -> None:
         from cosmos_jax.cli.make import sampler
+        from cosmos_jax.codecs import toy
 
+        loader.assets = {} if assets is None else toy.fingerprints(assets)
         try:
-            train.train(config, workdir, loader, on_sample=sampler(config, assets, workdir))
+            train.train(config, workdir, loader, on_sample=None if assets is None else sampler(config, assets, workdir))
         finally:
             loader.close()
-        print(f"Next: python -m cosmos_jax evaluate --config={options.config} --workdir={workdir}")
+        if dist.first() and rehearsal:
+            print("A rehearsal: its data is noise, and nothing was learnt.")
+        elif dist.first():
+            print(f"Next: python -m cosmos_jax evaluate --config={options.config} --workdir={workdir}")
 
     return work
+
+
+def _toy_assets(config: Config, workdir: Path) -> Any:
+    """The toy's codecs, statistics and tokenizer, those that the run began with."""
+    from cosmos_jax import dist, train
+    from cosmos_jax.checkpoint import complete, load_json
+    from cosmos_jax.codecs import toy
+
+    saved = workdir / train.CHECKPOINTS
+
+    def first() -> None:
+        """What one process does while the others wait: fit the assets, and look at what the run continues."""
+        assets = toy.prepare(workdir)
+        toy.check(assets, config.model)
+        if complete(saved):
+            toy.verify(assets, load_json(saved, "assets"), workdir / toy.DIRECTORY)
+
+    dist.lead(first)
+    return toy.prepare(workdir)
 
 
 def _check_mixture(config: Config) -> None:
@@ -130,7 +162,8 @@ def prepare_parity(options) -> Work:
 def prepare_bench(options) -> Work:
     from cosmos_jax import bench
 
-    return bench.prepare(options, words.config_of(options).model)
+    config = words.read_config(options.config or "configs/nano.py", options.overrides)
+    return bench.prepare(options, config, options.config is not None)
 
 
 def prepare_show(options) -> Work:

@@ -5,14 +5,18 @@ The second half is weights without a run, written a slice at a time: what conver
 
     <dir>/<step>/state    params, opt, ema, rng, step (OCDBT, sharded; written while training goes on)
     <dir>/<step>/{data,config,assets}/data.json   readable JSON: loader state, Config, fingerprints of the data's assets
+    <dir>/<step>/integrity.json   size and checksum of every file (integrity.py)
 
-A step is written under a temporary name and renamed when complete, so a kill at any moment leaves the previous step
-intact; what it leaves behind is ignored by readers and cleared by the next writer.
+A step is written under a temporary name (`<step>.writing`), its list of files last, and renamed when complete, so a
+kill at any moment leaves the previous step intact; what it leaves behind is ignored by readers and cleared by the next
+writer. Readers take the newest step whose files are what they were, and name what they skip.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
@@ -27,12 +31,15 @@ import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from cosmos_jax import optim
+from cosmos_jax import dist, integrity, optim, steps
 from cosmos_jax.config import Config, from_dict, to_dict
+from cosmos_jax.steps import CheckpointError, complete, find, interrupted
+
+__all__ = ["CheckpointError", "Checkpoints", "complete", "find", "interrupted"]
 
 Key = tuple[str, ...]  # where an array lies in its tree
-JSON_ITEMS = ("data", "config", "assets")
-EXECUTION = ("name", "scan", "remat", "attention")  # model settings that change how it runs, not what it is
+# model settings that change how it runs, not what it is
+EXECUTION = ("name", "scan", "remat", "attention", "context", "und_tokens")
 OTHER_MODEL = "set the model of the checkpoint, or use another directory"
 OTHER_STATE = "set optim.name, optim.trainable, optim.frozen and optim.ema as in the checkpoint"
 
@@ -41,42 +48,69 @@ logging.getLogger("absl").setLevel(logging.WARNING)
 logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that is absent, incomplete, or of another model; the message is one sentence with a remedy."""
-
-
 class Checkpoints:
-    """The checkpoints of one run: `save` while training, `restore` to continue. Use as a context manager."""
+    """The checkpoints of one run: `save` while training, `restore` to continue. Use as a context manager.
 
-    def __init__(self, directory: str | Path, keep: int = 2):
-        self.directory, self.keep = Path(directory).absolute(), keep
-        self._writer: ocp.training.Checkpointer | None = None
-        self._saving: Any = None
+    Kept: the last `keep` complete steps, and every step that is a multiple of `keep_every` (0: none besides).
+    With several processes all of them must make the same calls; process 0 alone renames, lists and deletes.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2, keep_every: int = 0):
+        self.directory, self.keep, self.keep_every = Path(directory).absolute(), keep, keep_every
+        self.last: int | None = None  # newest step known to be complete and undamaged
+        self._bad: set[int] = set()
+        self._saving: concurrent.futures.Future | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
 
     def save(self, step: int, state: dict, data_state: Any, config: Config, assets: dict | None = None) -> None:
         """Start writing a step; returns when `state` may be donated. Waits for the previous save first.
 
-        data_state and assets must be JSON. The last `keep` complete steps are kept.
+        data_state and assets must be JSON. A write that fails (a full disk) is told on stderr when it does, what it
+        left is removed, and the run may go on: the next save is the next try, and `wait` raises for the last one.
         """
-        self.wait()
-        if step in complete(self.directory):
+        with contextlib.suppress(CheckpointError):  # it was told when it happened
+            self.wait()
+        if step == self.last:
             return
-        if self._writer is None:  # created late: a process that only reads must not clear temporary directories
-            policies = ocp.training.preservation_policies
-            self._writer = ocp.training.Checkpointer(
-                self.directory,
-                context=_context(),
-                preservation_policy=policies.LatestN(self.keep),
-                cleanup_tmp_directories=True,
-            )
-        items = {"state": state, "data": data_state, "config": to_dict(config), "assets": assets or {}}
-        torn = (self.directory / str(step)).exists()
-        self._saving = self._writer.save_checkpointables_async(step, items, force=True, overwrite=torn)
+        items = {"data": data_state, "config": to_dict(config), "assets": assets or {}}
+        json.dumps(items)  # what is not JSON is the caller's mistake, and is raised here
+        self._saving = concurrent.futures.Future()
+        try:
+            if dist.first():
+                steps.clear(self.directory)
+            with _context():
+                writing = ocp.save_checkpointables_async(
+                    self.directory / f"{step}{steps.WRITING}",
+                    {"state": state, **items},
+                    overwrite=True,
+                    custom_metadata={"integrity": integrity.NAME},
+                )
+        except OSError as e:
+            self._saving.set_exception(self._failed(step, e))
+            return
+        self._saving = self._thread.submit(self._commit, step, writing)
 
     def latest(self) -> int | None:
-        """Newest complete step, or None."""
+        """Newest complete and undamaged step, or None; the same in every process, each of which reads its share.
+
+        What is skipped is told in one sentence each. CheckpointError: there are steps, and all are damaged.
+        """
         self.wait()
-        return max(complete(self.directory), default=None)
+        there, bad = dist.gather(steps.numbered(self.directory))[0], dict[int, str]()
+        for step in reversed(there):
+            path = self.directory / str(step)
+            what = next(filter(None, dist.gather(steps.fault(path, dist.index(), dist.count()))), None)
+            if what is None:
+                if dist.first():
+                    steps.note_skipped(self.directory, bad)
+                    steps.note_unverified(path)
+                self.last = step
+                return step
+            bad[step] = what
+            self._bad.add(step)
+        if bad:
+            raise CheckpointError(steps.none_left(self.directory, bad))
+        return None
 
     def restore(self, abstract_state: dict, step: int | None = None, config: Config | None = None) -> tuple[dict, Any]:
         """(state, data_state) of a step (default: the newest), placed as `abstract_state` says; any mesh will do.
@@ -85,7 +119,10 @@ class Checkpoints:
         a parameter has another shape.
         """
         self.wait()
-        path = find(self.directory, step)
+        if step is None:
+            step = self.latest()
+        known = step is not None and step == self.last
+        path = self.directory / str(step) if known else find(self.directory, step)
         if config is not None:
             _same_model(path, config)
         _same_shapes(path, abstract_state)
@@ -94,22 +131,69 @@ class Checkpoints:
         return items["state"], items["data"]
 
     def wait(self) -> None:
-        """Block until the running save is complete; its failure is raised here."""
+        """Block until the running save is complete; its failure is raised here, once, as a CheckpointError."""
         if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+            saving, self._saving = self._saving, None
+            saving.result()
+
+    def standing(self) -> str:
+        """What a run that ends now would continue from."""
+        return f"the last checkpoint is step {self.last}" if self.last else "there is no checkpoint yet"
 
     def close(self) -> None:
-        self.wait()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.close()
+        except CheckpointError:  # told when it happened; it must not hide what ended the block
+            if kind is None:
+                raise
+
+    def _commit(self, step: int, writing: Any) -> None:
+        """In the thread: when all processes have written, list the files and give the step its name."""
+        path = self.directory / str(step)
+        try:
+            writing.result()
+            if dist.first():
+                made = path.with_name(f"{step}{steps.WRITING}")
+                integrity.write(made)
+                steps.delete(path)  # a damaged one, or of a run that was cut back to an earlier step
+                made.rename(path)
+                integrity.settle(self.directory)
+        except Exception as e:
+            raise self._failed(step, e) from e
+        self.last = step
+        self._bad.discard(step)
+        if dist.first():
+            try:
+                self._prune()
+            except OSError as e:
+                dist.warn(f"Old checkpoints in {self.directory} could not be deleted ({e}).")
+
+    def _failed(self, step: int, why: Exception) -> CheckpointError:
+        reason = " ".join(str(why).split())[:300]
+        error = CheckpointError(f"Step {step} could not be saved in {self.directory}; {self.standing()}. ({reason})")
+        dist.warn(f"WARNING: {error}")
+        if dist.first():
+            try:
+                steps.clear(self.directory)
+            except OSError as e:
+                dist.warn(f"What it left in {self.directory} could not be removed ({e}).")
+        return error
+
+    def _prune(self) -> None:
+        """Delete what `keep` and `keep_every` do not keep, and the damaged steps that are older than a good one."""
+        good = [s for s in complete(self.directory) if s not in self._bad]
+        kept = {*good[-self.keep :], *(s for s in good if self.keep_every and s % self.keep_every == 0)}
+        for step in (s for s in complete(self.directory) if s not in kept and s < self.last):
+            steps.delete(self.directory / str(step))
 
 
 def load_params(
@@ -148,39 +232,9 @@ def load_config(directory: str | Path, step: int | None = None) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
 
 
-def complete(directory: Path) -> list[int]:
-    """Steps that can be restored, ascending."""
-    return sorted(int(p.name) for p in _entries(directory) if p.name.isdigit() and _is_complete(p))
-
-
-def interrupted(directory: Path) -> list[str]:
-    """Names of step directories whose writing never finished."""
-    return sorted(p.name for p in _entries(directory) if p.name[0].isdigit() and not _is_complete(p))
-
-
-def find(directory: Path, step: int | None = None) -> Path:
-    """Directory of a complete step (default: the newest), or CheckpointError."""
-    steps = complete(directory)
-    if step in steps or (step is None and steps):
-        return directory / str(steps[-1] if step is None else step)
-    what = f"no checkpoint of step {step}" if step is not None else "no checkpoint"
-    have = f"; it has steps {', '.join(map(str, steps))}" if steps else ""
-    torn = f"; ignored because its writing was interrupted: {', '.join(t)}" if (t := interrupted(directory)) else ""
-    raise CheckpointError(f"There is {what} in {directory}{have}{torn}.")
-
-
-def _entries(directory: Path) -> list[Path]:
-    return [p for p in directory.iterdir() if p.is_dir()] if directory.is_dir() else []
-
-
-def _is_complete(path: Path) -> bool:
-    parts = [path / "_CHECKPOINT_METADATA", path / "state" / "_METADATA", *(path / i / "data.json" for i in JSON_ITEMS)]
-    return path.name.isdigit() and all(p.exists() for p in parts)
-
-
 def _context() -> ocp.Context:
     registry = ocp.handlers.local_registry()
-    for item in JSON_ITEMS:
+    for item in steps.JSON_ITEMS:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
     context = ocp.Context()
     context.checkpointables.registry = registry

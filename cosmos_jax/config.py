@@ -86,12 +86,16 @@ class ModelConfig:
     scan: bool = True  # False unrolls the layers (debugging, layer-by-layer parity)
     remat: str = "none"  # none | full | dots | attn: what the backward pass recomputes
     attention: str = "auto"  # auto | xla | mosaic_tpu | mosaic_gpu | cudnn: which kernel (docs/kernels.md)
+    context: str = "all_gather"  # all_gather | ring | ulysses: how gen tokens that mesh.cp spreads meet
+    und_tokens: str = "spread"  # spread | replicated: und tokens over mesh.cp
 
     def __post_init__(self):
         _one_of("model.mlp_act", self.mlp_act, ("swiglu", "relu2"))
         _one_of("model.norm_cast", self.norm_cast, ("before_weight", "after_weight"))
         _one_of("model.remat", self.remat, ("none", "full", "dots", "attn"))
         _one_of("model.attention", self.attention, ("auto", "xla", "mosaic_tpu", "mosaic_gpu", "cudnn"))
+        _one_of("model.context", self.context, ("all_gather", "ring", "ulysses"))
+        _one_of("model.und_tokens", self.und_tokens, ("spread", "replicated"))
         if self.heads % self.kv_heads:
             raise ConfigError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}.")
         if sum(self.rope_sections) * 2 != self.head_dim:
@@ -125,16 +129,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str = "toy"  # toy: stream from the simulator | toy_tfds: array_record files written by the TFDS builder
+    # toy: stream from the simulator | toy_tfds: array_record files written by the TFDS builder | rehearsal: noise of
+    # the published sizes, to try a launch and measure it
+    source: str = "toy"
     tfds_dir: str = ""  # where toy_tfds lives
     episodes: int = 4000  # training episodes of the toy world (seeds 0 … episodes-1)
     eval_episodes: int = 64  # held-out episodes
     eval_split: str = "test"  # test | development: tune on the second, report the first
     seed: int = 0
     prefetch: int = 4  # batches prepared ahead
-    look_ahead: int = 64  # samples the packer may choose from
-    mixture: tuple[tuple[str, float], ...] = ()  # (task, share); shares are normalised
-    bucket: Bucket = field(default_factory=lambda: Bucket(8, 128, 128, 96, 32, 64, 8))
+    workers: int = 0  # processes that prepare samples; 0 = a thread of the training process
+    look_ahead: int = 4  # samples beyond a row's worth from which the packer may choose, in every row
+    mixture: tuple[tuple[str, float], ...] = ()  # (task, share of the samples); shares are normalised
+    bucket: Bucket = field(default_factory=lambda: Bucket(8, 128, 128, 96, 32, 64, 8))  # of the global batch
     caption_dropout: float = 0.1  # share of generation samples whose caption is emptied (classifier-free guidance)
 
     def __post_init__(self):
@@ -176,21 +183,27 @@ class OptimConfig:
     trainable: tuple[str, ...] = ("",)  # path substrings; "" matches everything
     frozen: tuple[str, ...] = ()  # path substrings that win over `trainable`
     lr_scale: tuple[tuple[str, float], ...] = ()  # (path substring, factor); the first match counts
+    offload: bool = False  # moments and averages wait in host memory between steps
     ema: float = 0.1  # power-law EMA width s (spec model.md §6.5); 0 = no EMA
 
     def __post_init__(self):
         _one_of("optim.name", self.name, ("adamw", "muon"))
         _one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
 
+    def trains(self, path: str) -> bool:
+        """Is the parameter of this path trained?"""
+        return any(p in path for p in self.trainable) and not any(p in path for p in self.frozen)
+
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Mesh axis sizes. Their product must equal the number of devices; -1 in one place takes what is left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tp: int = 1
-    cp: int = 1
+    data: int = 1  # replicas, each with all parameters (HSDP); slices of a TPU are divided along it
+    fsdp: int = -1  # parameters divided (ZeRO-3)
+    tp: int = 1  # heads, MLP and vocabulary divided; norms and residuals over tokens
+    cp: int = 1  # tokens of a pack divided
+    cfg: int = 1  # generating: guidance branches side by side
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,7 @@ class PrecisionConfig:
     params: str = "float32"
     compute: str = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU (printed at start)
     matmul: str = "default"  # default | highest
+    reduce: str = "float32"  # float32 | compute: how gradients of matrices are added up over devices
 
 
 @dataclass(frozen=True)
@@ -206,9 +220,40 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
-    keep: int = 2  # checkpoints kept
+    keep: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # checkpoints of every so many steps are kept for ever; 0 = off
     sample_every: int = 0  # sample grids during training; 0 = off
     tensorboard: bool = True
+    profile: tuple[int, ...] = ()  # (first, last): trace these steps into workdir/profile
+    grace: float = 25.0  # seconds from SIGTERM to the end of the process, saved or not
+    on_nonfinite: str = "stop"  # stop | skip: what a batch whose loss or gradient is not finite does
+    skip_limit: int = 10  # batches skipped in a row before the run stops
+    spike: float = 3.0  # warn of a loss this many times its running median; 0 = off
+    spike_window: int = 128  # steps of that median
+    hang: float = 1800.0  # seconds without a step before all stacks are printed; 0 = off
+    hang_slow: float = 7200.0  # the same where programs compile or disks are slow: start, first step, save, sample
+    on_hang: str = "report"  # report (and wait on) | abort (the process ends, for its cluster to restart)
+
+    def __post_init__(self):
+        _one_of("train.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        _one_of("train.on_hang", self.on_hang, ("report", "abort"))
+        for name in ("steps", "log_every", "checkpoint_every", "keep", "skip_limit", "spike_window"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        for name in ("keep_every", "sample_every", "spike", "hang", "hang_slow"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative (0 turns it off).")
+        if self.keep_every % self.checkpoint_every:
+            raise ConfigError(
+                f"train.keep_every={self.keep_every} must be a multiple of train.checkpoint_every="
+                f"{self.checkpoint_every}: other steps are not saved."
+            )
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
+            raise ConfigError(f"train.profile={self.profile} must be two steps, the first and the last, as in (10,12).")
+        if not self.grace > 0:
+            raise ConfigError(f"train.grace={self.grace} must be positive; clusters give about 30 s after SIGTERM.")
+        if 0 < self.spike <= 1:
+            raise ConfigError(f"train.spike={self.spike} would warn of half of all steps; give more than 1, or 0.")
 
 
 @dataclass(frozen=True)
@@ -250,7 +295,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = MeshConfig()
     precision: PrecisionConfig = PrecisionConfig()
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvalConfig = EvalConfig()
 

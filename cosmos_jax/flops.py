@@ -6,7 +6,7 @@ body of a scan once. The numbers agree with the published tables of Nano, Super 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,11 @@ def count(batch: dict[str, np.ndarray]) -> Counts:
         vit_pairs=int((vit**2).sum()),
         **modalities,
     )
+
+
+def reaches_und(trained: Iterable[str]) -> bool:
+    """Does any gradient flow into the und tower, when the parameters of these paths are trained?"""
+    return any(path.startswith(("embed_tokens", "vit/", "norm_und", "lm_head", "layers/und")) for path in trained)
 
 
 def _lengths(ids: np.ndarray, segments: int) -> np.ndarray:

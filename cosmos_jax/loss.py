@@ -72,24 +72,25 @@ def cross_entropy(params, cfg: Config, batch: dict, hidden: jax.Array, precision
     Logits are made a chunk of positions at a time and recomputed in the backward pass: [B,U,vocab] never exists.
     """
     b, u, _ = hidden.shape
-    chunk = min(u, LOGIT_CHUNK)
-    pad = -u % chunk
+    axis = shard.token_axis(hidden)
+    own = u // shard.parts(axis)
+    n = next(n for n in range(-(-u // LOGIT_CHUNK), own + 1) if own % n == 0)
 
-    def chunks(x, fill):
-        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
-        out = ("batch", "token", "token", "act")[: x.ndim + 1]
-        return jnp.moveaxis(shard.reshape(x, (b, x.shape[1] // chunk, chunk, *x.shape[2:]), out), 1, 0)
+    def chunks(x):
+        """[B,U,…] → [n,B,U/n,…]; chunk i takes tokens i, i+n, …: every device works on tokens it already holds."""
+        out = ("batch", axis, "token", "act")[: x.ndim + 1]
+        return jnp.moveaxis(shard.reshape(x, (b, u // n, n, *x.shape[2:]), out), 2, 0)
 
     def body(total, xs):
         h, target = xs
         logits = cosmos.logits(params, cfg.model, h, precision=precision)
-        picked = (target[..., None] == jnp.arange(logits.shape[-1])) * logits
-        nll = jax.nn.logsumexp(logits, -1) - picked.sum(-1)
-        right = shard.constrain(logits, ("batch", "token", "act")).argmax(-1) == target
-        valid = target >= 0
+        target = shard.at_work(target)
+        picked = ((target[..., None] == jnp.arange(logits.shape[-1])) * logits).sum(-1)
+        nll = jax.nn.logsumexp(logits, -1) - picked
+        right, valid = picked >= logits.max(-1), target >= 0
         return (total[0] + jnp.where(valid, nll, 0.0).sum(), total[1] + (right & valid).sum()), None
 
     start = (jnp.float32(0.0), jnp.int32(0))
-    xs = (chunks(hidden, 0), chunks(batch["und_targets"], -1))
+    xs = (chunks(hidden), chunks(shard.constrain(batch["und_targets"], ("batch", axis))))
     (total, correct), _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), start, xs)
     return total, correct

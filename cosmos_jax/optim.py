@@ -18,7 +18,7 @@ import optax
 import optax.contrib
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cosmos_jax import shard
+from cosmos_jax import flops, shard
 from cosmos_jax.config import ConfigError, OptimConfig, nearest
 
 
@@ -36,12 +36,17 @@ def select(cfg: OptimConfig, params: dict) -> tuple[dict, dict]:
         for pattern in patterns:
             if not any(pattern in path for path in flat.values()):
                 raise ConfigError(f"optim.{setting}: {pattern!r} is in no parameter's path{_hint(pattern, flat)}.")
-    chosen = {key for key, path in flat.items() if _any(cfg.trainable, path) and not _any(cfg.frozen, path)}
+    chosen = {key for key, path in flat.items() if cfg.trains(path)}
     if not chosen:
         raise ConfigError("optim.trainable and optim.frozen leave no parameter to train; shorten optim.frozen.")
     leaves = flatten_dict(params)
     trained = {key: x for key, x in leaves.items() if key in chosen}
     return unflatten_dict(trained), unflatten_dict({key: x for key, x in leaves.items() if key not in chosen})
+
+
+def reaches_und(cfg: OptimConfig, params: dict) -> bool:
+    """Does any gradient flow into the und tower? (Counting operations needs to know.)"""
+    return flops.reaches_und("/".join(map(str, key)) for key in flatten_dict(select(cfg, params)[0]))
 
 
 def join(trained: dict, frozen: dict) -> dict:
@@ -155,10 +160,6 @@ def ema_update(ema: dict, trained: dict, step: jax.Array, s: float) -> dict:
     """ema ← β·ema + (1 − β)·trained, in float32, after optimiser step `step` (0-based)."""
     beta = ema_beta(step, s)
     return jax.tree.map(lambda e, p: beta * e + (1.0 - beta) * p, ema, trained)
-
-
-def _any(patterns: tuple[str, ...], path: str) -> bool:
-    return any(p in path for p in patterns)
 
 
 def _factor(cfg: OptimConfig, path: str) -> float:

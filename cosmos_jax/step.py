@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from cosmos_jax import optim, precision, shard
+from cosmos_jax import state as states
 from cosmos_jax.config import Config
 from cosmos_jax.loss import SIGMA_BUCKETS, denominators, loss_fn
 from cosmos_jax.model import cosmos
@@ -33,15 +34,16 @@ def make_train_step(cfg: Config) -> Callable[[dict, dict], tuple[dict, dict]]:
     learning_rate = optim.schedule(cfg.optim, cfg.train.steps)
     exact = precision.resolve(cfg.precision)
 
-    def step(state: dict, batch: dict) -> tuple[dict, dict]:
+    def step(waiting: dict, batch: dict) -> tuple[dict, dict]:
+        state = states.wake(cfg, waiting)
         trained, frozen = optim.select(cfg.optim, state["params"])
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         counts = denominators(batch)
 
-        def loss(trained, batch):
+        def loss(trained, batch, frozen, key, counts):
             return loss_fn(optim.join(trained, frozen), cfg, batch, key, exact, counts)
 
-        (total, metrics), grads = accumulate(loss, trained, batch, cfg.optim.accumulate)
+        (total, metrics), grads = accumulate(loss, trained, batch, cfg.optim.accumulate, frozen, key, counts)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
 
@@ -55,7 +57,7 @@ def make_train_step(cfg: Config) -> Callable[[dict, dict], tuple[dict, dict]]:
             "ema": ema,
             "rng": state["rng"],
         }
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        new = states.rest(cfg, jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state))
         report = _report(total, metrics, batch) | {"grad_norm": norm, "lr": learning_rate(state["step"])}
         return new, report | {"finite": finite}
 
@@ -73,27 +75,33 @@ def make_eval_step(cfg: Config) -> Callable[[dict, dict, jax.Array], dict]:
     return jax.jit(step)
 
 
-def accumulate(loss: Callable, trained: dict, batch: dict, n: int):
+def accumulate(loss: Callable, trained: dict, batch: dict, n: int, *shared):
     """((loss, metrics), gradients) of a batch, n micro-batches of rows one after the other.
 
-    `loss(trained, micro)` divides by the counts of the whole batch, so everything it returns adds up exactly.
-    Micro-batch i takes rows i, i+n, i+2n, …: every device keeps working on rows it already holds.
+    `loss(trained, micro, *shared)` divides by the counts of the whole batch, so everything it returns adds up exactly.
+    Micro-batch i takes rows i, i+n, i+2n, …: every device keeps working on rows it already holds. Replicas (mesh axis
+    data) add up once, after the last; within a replica each micro-batch reduces over fsdp, where whole gradients would
+    not fit.
     """
     grad = jax.value_and_grad(loss, has_aux=True)
     if n == 1:
-        return grad(trained, batch)
+        return grad(trained, batch, *shared)
 
     def split(x):
         shape = (x.shape[0] // n, n, *x.shape[1:])
         return jnp.moveaxis(shard.reshape(x, shape, ("batch",) + ("token",) * (len(shape) - 1)), 1, 0)
 
-    def body(total, micro):
-        return jax.tree.map(jnp.add, total, grad(trained, micro)), None
+    def run(trained, batch, *shared):
+        def body(total, micro):
+            return jax.tree.map(jnp.add, total, grad(trained, micro, *shared)), None
 
-    micro = jax.tree.map(split, batch)
-    shapes, _ = jax.eval_shape(grad, trained, jax.tree.map(lambda x: x[0], micro))  # of (loss, metrics)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), jax.tree.map(jnp.zeros_like, trained)
-    return jax.lax.scan(body, zeros, micro)[0]
+        micro = jax.tree.map(split, batch)
+        one = jax.tree.map(lambda x: x[0], micro)
+        shapes, _ = jax.eval_shape(grad, trained, one, *shared)  # of (loss, metrics)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), jax.tree.map(jnp.zeros_like, trained)
+        return jax.lax.scan(body, zeros, micro)[0]
+
+    return shard.per_replica(run, trained, batch, *shared)
 
 
 def _report(total: jax.Array, metrics: dict, batch: dict) -> dict:

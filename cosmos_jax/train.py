@@ -1,18 +1,18 @@
 """The training loop: fetch → step → log the previous step → save.
 
-In: a `Config`, a working directory and a loader. Out: the directory, holding checkpoints, metrics.jsonl and, if a batch
-ever made the loss non-finite, bad_batch.json. A directory that already holds checkpoints is continued, bit for bit.
+In: a `Config`, a working directory and a loader. Out: the directory, holding checkpoints, metrics.jsonl and time.jsonl
+(goodput.py); and, if it came to that, bad_batch.json (nonfinite.py), hang-<process>.txt (watchdog.py), profile/. A
+directory that already holds checkpoints is continued, bit for bit. What can go wrong, and what happens then:
+docs/operations.md.
 
     loader: __next__() -> batch (data_pipelines/schema.py), get_state() -> JSON, set_state(JSON); the state is that
-    after the last batch it handed out. An optional `assets` attribute (JSON fingerprints) is stored with every step.
+    after the last batch it handed out. Optional: `assets` (JSON fingerprints), stored with every step; `rows`, those of
+    the global batch that this process holds; and merge(states of all processes) -> one state, so that another number of
+    processes can continue from it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,80 +23,147 @@ import jax
 import numpy as np
 
 import pallas_kernels.attention as attention
-from cosmos_jax import flops, optim, precision, shard
+from cosmos_jax import chips, flops, goodput, optim, precision, saving, shard
 from cosmos_jax import mesh as meshes
-from cosmos_jax import state as states
 from cosmos_jax.checkpoint import Checkpoints
 from cosmos_jax.config import Config
 from cosmos_jax.metrics import Recorder
 from cosmos_jax.model import cosmos
+from cosmos_jax.nonfinite import Guard, NonFiniteLoss, identity
+from cosmos_jax.preemption import Preemption
+from cosmos_jax.profile import Profile
+from cosmos_jax.saving import Done
 from cosmos_jax.step import make_train_step
+from cosmos_jax.watchdog import Watchdog
 
 CHECKPOINTS = "checkpoints"
-BAD_BATCH = "bad_batch.json"
-
-
-class NonFiniteLoss(RuntimeError):
-    """A batch gave a loss or gradient that is not a finite number; the message names the batch."""
+PROFILE = "profile"
+OnSample = Callable[[int, dict], None]
 
 
 def train(
-    config: Config,
-    workdir: str | Path,
-    loader: Any,
-    params: dict | None = None,
-    on_sample: Callable[[int, dict], None] | None = None,
+    config: Config, workdir: str | Path, loader: Any, params: dict | None = None, on_sample: OnSample | None = None
 ) -> dict:
     """Train to config.train.steps, or continue to there, and return the final state.
 
     params: start from these (fine-tuning) unless workdir has a checkpoint. on_sample(step, state) is called every
     config.train.sample_every steps. SIGTERM saves and raises SystemExit(0). Raises NonFiniteLoss, ConfigError,
-    CheckpointError.
+    CheckpointError. After any other error the last whole step is saved, if that can be done, and the error raised.
     """
-    workdir = Path(workdir)
+    workdir, t = Path(workdir), config.train
+    workdir.mkdir(parents=True, exist_ok=True)
     mesh = meshes.build(config.mesh)
     meshes.check(config, mesh)
-    with jax.set_mesh(mesh), Checkpoints(workdir / CHECKPOINTS, config.train.keep) as checkpoints:
-        start = checkpoints.latest() or 0
-        if start:
-            state, data_state = checkpoints.restore(states.abstract(config), config=config)
-            loader.set_state(data_state)
-        else:
-            state = states.init(config, params)
-        t = config.train
-        with Recorder(workdir, t.steps, start, t.log_every, t.tensorboard) as recorder, _terminated() as stop:
-            recorder.say(describe(config, mesh, loader, start))
-            return _loop(config, workdir, loader, state, start, checkpoints, recorder, stop, on_sample)
+    with (
+        jax.set_mesh(mesh),
+        Watchdog(workdir, t.hang, t.hang_slow, t.on_hang == "abort") as watchdog,
+        Checkpoints(workdir / CHECKPOINTS, t.keep, t.keep_every) as checkpoints,
+    ):
+        done = saving.start(config, checkpoints, loader, params)
+        with (
+            Recorder(workdir, t.steps, done.step, t.log_every, t.tensorboard, chips.peak(mesh.devices)) as recorder,
+            Preemption(t.grace, checkpoints.standing) as preemption,
+            Profile(t.profile, workdir / PROFILE) as profile,
+        ):
+            recorder.say(describe(config, mesh, loader, done.step))
+            saver = saving.Saver(config, checkpoints, recorder, loader)
+            run = Run(config, workdir, loader, saver, recorder, watchdog, preemption, profile, on_sample)
+            state = run.loop(done)
+            recorder.say(goodput.describe(goodput.account(workdir)))
+            return state
 
 
-def _loop(config, workdir, loader, state, start, checkpoints, recorder, stop, on_sample) -> dict:
-    t, step_fn, place = config.train, make_train_step(config), _placer()
-    train_und = _trains_und(config)
-    previous: _Pending | None = None
-    for step in range(start + 1, t.steps + 1):
-        begin = time.perf_counter()
-        batch = next(loader)
-        waited = time.perf_counter() - begin
-        state, metrics = step_fn(state, place(batch))
-        running = _Pending(step, metrics, _identity(batch), flops.count(batch), waited)
-        if previous:
-            previous.settle(config, workdir, recorder, train_und)
-        previous = running
+@dataclass
+class Run:
+    """All that the loop talks to."""
 
-        save = step % t.checkpoint_every == 0 or step == t.steps or stop.is_set()
-        sample = bool(on_sample and t.sample_every and step % t.sample_every == 0)
-        if save or sample:  # the state leaves the loop: first make sure it is sound
-            previous.settle(config, workdir, recorder, train_und)
-            previous = None
-        if save:
-            checkpoints.save(step, state, loader.get_state(), config, getattr(loader, "assets", {}))
-        if sample and on_sample:
-            on_sample(step, state)
-        if stop.is_set() and step < t.steps:
-            checkpoints.wait()
-            recorder.say(f"Stopped by SIGTERM after step {step}; saved. Run the same command to continue.")
-            raise SystemExit(0)
-    return state
+    config: Config
+    workdir: Path
+    loader: Any
+    saver: saving.Saver
+    recorder: Recorder
+    watchdog: Watchdog
+    preemption: Preemption
+    profile: Profile
+    on_sample: OnSample | None
+    pending: _Pending | None = None
+
+    def loop(self, done: Done) -> dict:
+        t, step_fn, place = self.config.train, make_train_step(self.config), _placer()
+        self.guard = Guard(t, self.workdir, self.recorder.say)
+        self.train_und = optim.reaches_und(self.config.optim, cosmos.abstract(self.config.model))
+        first = done.step + 1
+        try:
+            for step in range(first, t.steps + 1):
+                self.phase("data", f"step {step}", slow=step == first)
+                begin = time.perf_counter()
+                batch = next(self.loader)
+                waited = time.perf_counter() - begin
+                self.recorder.clock.phase("compile" if step == first else "step")
+                self.profile.before(step)
+                state, metrics = step_fn(done.state, place(batch))
+                done = Done(step, state, self.loader.get_state())
+                running = _Pending(step, metrics, identity(batch), flops.count(batch), waited, _filled(batch))
+                previous, self.pending = self.pending, running
+                if previous:
+                    self.settle(previous)
+                if self.profile.ends(step):
+                    self.sound()
+                    self.recorder.say(self.profile.stop())
+
+                stop = self.preemption.reached(step) and step < t.steps
+                if stop or step % t.checkpoint_every == 0 or step == t.steps:
+                    self.save(done)
+                if t.sample_every and step % t.sample_every == 0:
+                    self.sample(done)
+                if stop:
+                    self.finish(done)
+                    self.recorder.say(f"Stopped by SIGTERM after step {step}; saved. Run the same command to continue.")
+                    raise SystemExit(0)
+            self.finish(done)
+            return done.state
+        except NonFiniteLoss:
+            raise  # the same batch would do it again, and the step after it may already have been taken
+        except Exception as e:
+            self.phase("save", "saving after an error", slow=True)
+            self.saver.rescue(done, self.sound, e)
+            raise
+
+    def settle(self, step: _Pending) -> None:
+        """Wait for a step, log it, and judge its loss."""
+        values = jax.device_get(step.metrics) | {"packing": step.filled}
+        work = flops.train_step(self.config.model, step.counts, self.train_und)
+        spike = self.guard.spike(step.step, float(values["loss"]))
+        odd = bool(spike) or not values["finite"]
+        self.recorder.log(step.step, values | spike, step.counts.und + step.counts.gen, work, step.waited, always=odd)
+        self.guard.finite(step.step, values, step.identity)
+
+    def sound(self) -> None:
+        """Before the state leaves the loop: make sure that it is sound and its row written."""
+        step, self.pending = self.pending, None
+        if step:
+            self.settle(step)
+
+    def phase(self, part: str, says: str, slow: bool) -> None:
+        """What comes now, for the clock (one of `goodput.PARTS`) and for the watchdog."""
+        self.recorder.clock.phase(part)
+        self.watchdog.beat(says, slow)
+
+    def save(self, done: Done) -> None:
+        self.sound()
+        self.phase("save", f"saving step {done.step}", slow=True)
+        self.saver.save(done)
+
+    def sample(self, done: Done) -> None:
+        self.sound()
+        self.phase("sample", f"sampling after step {done.step}", slow=True)
+        if self.on_sample:
+            self.on_sample(done.step, done.state)
+
+    def finish(self, done: Done) -> None:
+        self.phase("save", f"saving step {done.step}", slow=True)
+        self.saver.finish(done)
+        self.recorder.clock.write(done.step)
 
 
 @dataclass
@@ -108,23 +175,7 @@ class _Pending:
     identity: dict
     counts: flops.Counts
     waited: float
-
-    def settle(self, config: Config, workdir: Path, recorder: Recorder, train_und: bool) -> None:
-        """Wait for this step, log it, and stop the run if it was not finite."""
-        values = jax.device_get(self.metrics)
-        work = flops.train_step(config.model, self.counts, train_und)
-        recorder.log(self.step, values, self.counts.und + self.counts.gen, work, self.waited)
-        if values["finite"]:
-            return
-        path = workdir / BAD_BATCH
-        report = {"step": self.step, "loss": repr(float(values["loss"])), "grad_norm": repr(float(values["grad_norm"]))}
-        path.write_text(json.dumps(report | self.identity, indent=1) + "\n")
-        ids = self.identity["sample_ids"]
-        raise NonFiniteLoss(
-            f"Step {self.step} gave loss {values['loss']} and gradient norm {values['grad_norm']}: look at samples "
-            f"{', '.join(map(str, ids[:8]))}{' …' if len(ids) > 8 else ''} (all of them in {path}); "
-            f"the parameters were not touched and the last checkpoint in {workdir / CHECKPOINTS} is intact."
-        )
+    filled: float  # share of the und and gen slots that hold tokens
 
 
 def describe(config: Config, mesh: jax.sharding.Mesh, loader: Any, start: int) -> str:
@@ -135,12 +186,14 @@ def describe(config: Config, mesh: jax.sharding.Mesh, loader: Any, start: int) -
     trained, frozen = optim.select(config.optim, cosmos.abstract(config.model))
     size = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("on", trained), ("off", frozen))}
     bucket = config.data.bucket
+    own = len(getattr(loader, "rows", range(bucket.rows)))
     return "\n".join((
         f"precision  compute {exact.compute}{asked}, parameters and optimiser float32, matmul {exact.matmul}",
         f"mesh       {axes} on {devices.size} × {devices.flat[0].device_kind}",
         "attention  {} ({})".format(*attention.choose(config.model.attention, exact.dtype)),
-        f"loader     {type(loader).__name__}, seed {config.data.seed}; {bucket.rows} rows of {bucket.und} und + "
-        f"{bucket.gen} gen tokens, {config.optim.accumulate} micro-batch(es)",
+        f"loader     {type(loader).__name__}, seed {config.data.seed}, {config.data.workers} workers; {own} of "
+        f"{bucket.rows} rows in this process, of {bucket.und} und + {bucket.gen} gen tokens each, "
+        f"{config.optim.accumulate} micro-batch(es)",
         f"parameters {size['on']:,} trained, {size['off']:,} frozen",
         f"steps      {start} → {config.train.steps}, noise seed {config.train.seed}",
     ))  # fmt: skip
@@ -152,27 +205,6 @@ def _placer() -> Callable[[dict], dict]:
     return lambda batch: {k: jax.make_array_from_process_local_data(sharding, x) for k, x in batch.items()}
 
 
-def _identity(batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
-    """Which samples a batch holds (this process's rows), and their rows in the task table."""
-    real = batch["segment_sample_id"] >= 0
-    return {"sample_ids": batch["segment_sample_id"][real].tolist(), "tasks": batch["segment_task"][real].tolist()}
-
-
-def _trains_und(config: Config) -> bool:
-    """Does any gradient flow into the und tower? (FLOPs only.)"""
-    trained, _ = optim.select(config.optim, cosmos.abstract(config.model))
-    return bool({"embed_tokens", "vit", "norm_und", "lm_head"} & set(trained) or "und" in trained.get("layers", {}))
-
-
-@contextlib.contextmanager
-def _terminated():
-    """An event that SIGTERM sets; the previous handler returns afterwards. Outside the main thread: never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _filled(batch: dict[str, np.ndarray]) -> float:
+    """Packing efficiency of a batch (this process's rows)."""
+    return float(np.mean(np.concatenate([batch[f"{s}_segment_ids"].ravel() >= 0 for s in ("und", "gen")])))

@@ -1,95 +1,154 @@
-"""The endless stream of packed batches: shuffle, slice for this host, plan, pack; resumable to the bit.
+"""The endless stream of packed batches, the same for any number of hosts and workers; resumable to the bit.
 
-In: a random-access source of episodes (through grain). Out: batches of `schema.py`. The state is a position and the
-positions of the samples that wait in the packer's look-ahead; everything else is a function of them.
+In: an `Order` (which sample comes when), a `Prepare` (how it is made), the rows that this host holds. Out: batches of
+`schema.py`. The global batch is `bucket.rows` rows, each a stream of its own (row.py): a host packs its rows, reads
+their samples and no others, and the state of all hosts together is the states of the rows. docs/data.md tells it whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
-from data_pipelines.packing import Packer, Planned, plan
-from data_pipelines.sample import Sample
-from data_pipelines.schema import Bucket, SequenceSpec
+from data_pipelines import rehearsal
+from data_pipelines import workers as processes
+from data_pipelines.job import Prepare
+from data_pipelines.order import Kind, Order
+from data_pipelines.packing import Filled, fill
+from data_pipelines.row import Row
+from data_pipelines.toy_world.samples import ToySamples
+from data_pipelines.toy_world.stream import StreamSource
+
+
+class StateError(ValueError):
+    """A state that this loader cannot continue from; the message says what differs."""
 
 
 class Loader:
-    """Iterator of batches with `get_state` and `set_state`.
-
-    make(i, sample_id) → Sample must be stateless. Host h of n takes samples h, h+n, …: all hosts together see each
-    sample once, whatever n.
-    """
+    """Iterator of this host's part of every batch, with `get_state`, `merge` and `set_state`."""
 
     def __init__(
         self,
-        make: Callable[[int, int], Sample],
-        tokenizer,
-        spec: SequenceSpec,
-        bucket: Bucket,
+        prepare: Prepare,
+        order: Order,
         look_ahead: int,
-        host: int = 0,
-        hosts: int = 1,
+        rows: Sequence[int] | None = None,
+        workers: int = 0,
+        ahead: int = 1,
     ):
-        self.make, self.tokenizer, self.spec, self.bucket = make, tokenizer, spec, bucket
-        self.look_ahead, self.host, self.hosts = look_ahead, host, hosts
-        self._next = 0
-        self._packer = Packer(bucket, look_ahead)
-        self._position: dict[int, int] = {}  # sample id → stream position, for what is waiting
+        """rows: those of the global batch that this host holds (default: all), in the order it holds them.
+
+        workers: processes that prepare samples, 0 = none; they work up to `ahead` steps ahead. ValueError: a row that
+        the bucket does not have, or has twice.
+        """
+        self.bucket, self._prepare, self._order, self._ahead = prepare.bucket, prepare, order, ahead
+        every = range(self.bucket.rows)
+        self.rows = tuple(every if rows is None else rows)
+        if not self.rows or len(set(self.rows)) < len(self.rows) or not set(self.rows) <= set(every):
+            raise ValueError(
+                f"rows={self.rows}: a host holds at least one row of the {len(every)} of data.bucket.rows, each once."
+            )
+        if look_ahead < 0:
+            raise ValueError(f"data.look_ahead={look_ahead} must not be negative.")
+        self._local = dataclasses.replace(self.bucket, rows=len(self.rows))
+        self._workers = processes.start(prepare, workers)
+        self.streams = [Row(r, self.bucket.rows, order, self._workers, self.bucket, look_ahead) for r in self.rows]
+        self._step = 0
+        self.filled = Filled()
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
-    def _plan(self, i: int) -> Planned:
-        sample_id = i * self.hosts + self.host
-        self._position[sample_id] = i
-        return plan(self.make(i, sample_id % 2**31), self.tokenizer, self.spec)
-
-    def _stream(self) -> Iterator[Planned]:
-        while True:
-            self._next += 1
-            yield self._plan(self._next - 1)
-
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = self._packer.batch(self._stream(), self.spec)
-        assert batch is not None, "the stream is endless"
-        return batch
+        for steps in range(1, self._ahead + 1) if self._workers.count else ():
+            for row in self.streams:  # the next step of every row before the one after it
+                row.ask(self._step, steps)
+        rows = [row.pack(self._step) for row in self.streams]
+        self._step += 1
+        self.filled.count(rows, self.bucket)
+        return fill(rows, self._local, self._prepare.spec)
 
     @property
     def efficiency(self) -> float:
-        """Share of und and gen slots filled so far."""
-        return self._packer.filled.efficiency
+        """Share of this host's und and gen slots filled so far."""
+        return self.filled.efficiency
+
+    @property
+    def _identity(self) -> dict:
+        return {"rows": self.bucket.rows, **self._order.identity}
 
     def get_state(self) -> dict:
-        """JSON-able. The batches that follow `set_state` of it are bit-identical."""
-        waiting = [self._position[p.sample.sample_id] for p in self._packer.waiting]
-        self._position = {p.sample.sample_id: self._position[p.sample.sample_id] for p in self._packer.waiting}
-        return {"next": self._next, "waiting": waiting, "host": self.host, "hosts": self.hosts}
+        """JSON-able, of this host's rows. The batches that follow `set_state` of it are bit-identical."""
+        states = {str(r.number): r.get_state() for r in self.streams}
+        return {"step": self._step, "order": self._identity, "rows": states}
+
+    @staticmethod
+    def merge(states: Sequence[dict]) -> dict:
+        """The state of the whole batch, from those of all hosts. StateError when they are not of one step."""
+        first = states[0]
+        if any((s["step"], s["order"]) != (first["step"], first["order"]) for s in states):
+            raise StateError(f"the hosts' loaders are not in step: {[s['step'] for s in states]}.")
+        rows = {number: row for s in states for number, row in s["rows"].items()}
+        return first | {"rows": dict(sorted(rows.items(), key=lambda item: int(item[0])))}
 
     def set_state(self, state: dict) -> None:
-        """ValueError when the state belongs to another host layout."""
-        if (state["host"], state["hosts"]) != (self.host, self.hosts):
-            raise ValueError(
-                f"the loader state is of host {state['host']} of {state['hosts']}, this is {self.host} of "
-                f"{self.hosts}; resume with the same number of hosts."
+        """Continue from a state that holds at least this host's rows.
+
+        StateError, before anything is read, when the state is of another order of samples, or of an older format.
+        """
+        if "order" not in state:
+            raise StateError(
+                "the loader state is of an earlier version of the loader, which ordered samples in another way; "
+                "train again in an empty directory."
             )
-        self._next = state["next"]
-        self._packer = Packer(self.bucket, self.look_ahead)
-        self._packer.waiting = [self._plan(i) for i in state["waiting"]]
+        for name, own in self._identity.items():
+            if (was := state["order"].get(name)) != own:
+                raise StateError(
+                    f"the loader state is of {SETTINGS[name]} {was}, this run has {own}; that would change the order "
+                    "of the samples: set it back, or train in another directory."
+                )
+        if missing := [r for r in self.rows if str(r) not in state["rows"]]:
+            raise StateError(f"the loader state lacks row {missing[0]}; it holds {', '.join(state['rows'])}.")
+        self._step = state["step"]
+        for row in self.streams:
+            row.set_state(state["rows"][str(row.number)])
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.close()
+
+
+SETTINGS = {
+    "rows": "data.bucket.rows",
+    "seed": "data.seed",
+    "kinds": "data.mixture, or a source, with (share, records)",
+}
 
 
 class Prefetch:
-    """A loader that prepares `depth` batches in a thread. Its state is that of the batches handed out."""
+    """A loader that prepares `depth` batches in a thread, from the first one asked for on.
+
+    Its state is that of the batches handed out.
+    """
 
     def __init__(self, loader: Loader, depth: int):
         self._loader, self._depth = loader, max(depth, 1)
-        self._state = loader.get_state()
-        self._start()
+        self._state: dict | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self._loader.rows
+
+    @property
+    def efficiency(self) -> float:
+        return self._loader.efficiency
 
     def _start(self) -> None:
         self._queue: queue.Queue = queue.Queue(self._depth)
@@ -117,44 +176,60 @@ class Prefetch:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch, state, error = self._queue.get()
-        if error is not None:
-            raise error
+        if self._error is not None:  # nobody works any more
+            raise self._error
+        if self._thread is None:
+            self._state = self._loader.get_state()
+            self._start()
+        batch, state, self._error = self._queue.get()
+        if self._error is not None:
+            raise self._error
         self._state = state
         return batch
 
-    @property
-    def efficiency(self) -> float:
-        return self._loader.efficiency
-
     def get_state(self) -> dict:
-        return self._state
+        return self._loader.get_state() if self._state is None else self._state
+
+    merge = staticmethod(Loader.merge)
 
     def set_state(self, state: dict) -> None:
-        self.close()
+        self._halt()
         self._loader.set_state(state)
-        self._state = self._loader.get_state()
-        self._start()
+        self._state = self._error = None
+
+    def _halt(self) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        """End the thread and the workers."""
+        if self._thread is not None:
+            self._stop.set()
+        self._loader.close()  # a thread that waits for a worker now gets an error
+        self._halt()
 
 
-def episodes(source, seed: int, host: int = 0, hosts: int = 1) -> grain.MapDataset:
-    """Endless shuffled random access: position i → (episode number, function that makes the episode)."""
-    ds = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
-    return ds[host::hosts].map(lambda k: (int(k), lambda: source[int(k)]))
+def toy(source, data, spec, assets, shift_image: float, shift_video: float) -> tuple[Prepare, Order]:
+    """What `Loader` takes, for the toy world: every task of data.mixture is a kind, with its own order of episodes.
+
+    source: random access to `Episode`s, picklable. data: DataConfig.
+    """
+    make = ToySamples(source, assets, data, shift_image, shift_video)
+    order = Order({name: Kind(share, len(source)) for name, share in data.mixture}, data.seed)
+    return Prepare(make, assets.tokenizer, spec, data.bucket), order
 
 
-def build(
-    data, spec: SequenceSpec, assets, shift_image: float, shift_video: float, host: int = 0, hosts: int = 1
-) -> Prefetch:
-    """The training loader of a `DataConfig`. ValueError for an unknown source."""
-    from data_pipelines.toy_world.samples import ToySamples
-    from data_pipelines.toy_world.stream import StreamSource
+def build(data, spec, assets, shift_image: float, shift_video: float, rows: Sequence[int] | None = None) -> Prefetch:
+    """The training loader of a `DataConfig`, for some rows of the global batch. ValueError for an unknown source.
 
+    assets: of the toy's sources; None for `rehearsal`.
+    """
     source: Any
+    if data.source == "rehearsal":
+        what = rehearsal.stream(spec, data.bucket, data.seed)
+        return Prefetch(Loader(*what, data.look_ahead, rows, data.workers, data.prefetch), data.prefetch)
     if data.source == "toy":
         source = StreamSource(data.episodes)
     elif data.source == "toy_tfds":
@@ -162,6 +237,6 @@ def build(
 
         source = open_source(data.tfds_dir, "train")
     else:
-        raise ValueError(f"data.source={data.source!r} is not one of toy, toy_tfds.")
-    make = ToySamples(episodes(source, data.seed, host, hosts), assets, data, shift_image, shift_video)
-    return Prefetch(Loader(make, assets.tokenizer, spec, data.bucket, data.look_ahead, host, hosts), data.prefetch)
+        raise ValueError(f"data.source={data.source!r} is not one of toy, toy_tfds, rehearsal.")
+    what = toy(source, data, spec, assets, shift_image, shift_video)
+    return Prefetch(Loader(*what, data.look_ahead, rows, data.workers, data.prefetch), data.prefetch)

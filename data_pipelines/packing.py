@@ -5,7 +5,7 @@ In: `Sample`s. Out: the batch of `schema.py`. A sample is never split, dropped o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +63,16 @@ class Planned:
             "und": len(self.ids), "gen": sum(counts.values()), **counts,
             "vit": len(self.vit.patches) if self.vit else 0,
         }  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its arrays."""
+        found = [self.ids, self.targets, self.und_positions, self.gen_positions, self.extent, self.control_weight]
+        for group in (self.tokens, self.noisy, self.weight):
+            found += group.values()
+        if self.vit is not None:
+            found += [self.vit.patches, *self.vit.places]
+        return sum(x.nbytes for x in found if isinstance(x, np.ndarray))
 
     @property
     def controls(self) -> int:
@@ -209,62 +219,43 @@ class Filled:
         return (self.used["und"] + self.used["gen"]) / max(self.offered["und"] + self.offered["gen"], 1)
 
 
-class Packer:
-    """Look-ahead packing: each row takes, from the next `look_ahead` samples, a set that fills it best.
+def needs(p: Planned) -> list[int]:
+    """Slots a sample takes of every capacity: the streams, one segment."""
+    return [*p.size.values(), 1]
 
-    The oldest waiting sample opens the row, so nothing starves; a beam search finds its company. Deterministic.
+
+def capacity(bucket: Bucket) -> np.ndarray:
+    """[streams + 1] int: what a row offers, in the order of `needs`."""
+    return np.array([getattr(bucket, k) for k in STREAMS] + [bucket.segments])
+
+
+BEAM = 32
+
+
+def choose(need: np.ndarray, room: np.ndarray) -> list[int]:
+    """The candidates that fill a row best, the first always among them: a beam search. Deterministic.
+
+    need [n, streams+1]: `needs` of each candidate, all of which fit alone; room: `capacity`. Returns ascending indices.
+    Each round extends every kept set by every candidate that still fits and keeps the BEAM fullest distinct sums.
     """
-
-    BEAM = 32
-
-    def __init__(self, bucket: Bucket, look_ahead: int):
-        self.bucket, self.look_ahead = bucket, max(look_ahead, 1)
-        self.waiting: list[Planned] = []
-        self.filled = Filled()
-        self._capacity = np.array([getattr(bucket, k) for k in STREAMS] + [bucket.segments])
-
-    def batch(self, more: Iterator[Planned], spec: SequenceSpec) -> dict[str, np.ndarray] | None:
-        """The next batch; None when `more` is exhausted before the first row is begun."""
-        rows = [self._row(more) for _ in range(self.bucket.rows)]
-        if not any(rows):
-            return None
-        self.filled.count(rows, self.bucket)
-        return fill(rows, self.bucket, spec)
-
-    def _row(self, more: Iterator[Planned]) -> list[Planned]:
-        while len(self.waiting) < self.look_ahead and (p := next(more, None)) is not None:
-            check_fits(p, self.bucket)
-            self.waiting.append(p)
-        if not self.waiting:
-            return []
-        chosen = self._search(np.array([[*p.size.values(), 1] for p in self.waiting]))
-        row = [self.waiting[k] for k in chosen]
-        self.waiting = [p for k, p in enumerate(self.waiting) if k not in chosen]
-        return row
-
-    def _search(self, need: np.ndarray) -> list[int]:
-        """need [n, streams+1]: slots of each waiting sample → indices of the chosen ones, the first always among them.
-
-        Each round extends every kept set by every sample that still fits and keeps the BEAM fullest distinct sums.
-        """
-        n = len(need)
-        used, member = need[:1], np.eye(1, n, dtype=bool)
-        best, best_fill = member[0], need[0, :2].sum()
-        while True:
-            total = used[:, None] + need[None]  # [beam, n, streams+1]
-            free = (total <= self._capacity).all(-1) & ~member
-            if not free.any():
-                return np.flatnonzero(best).tolist()
-            parent, new = np.nonzero(free)
-            sums = total[parent, new]
-            order = np.argsort(-(sums[:, 0] + sums[:, 1]), kind="stable")
-            _, first = np.unique(sums[order][:, :2], axis=0, return_index=True)
-            order = order[np.sort(first)][: self.BEAM]
-            used = sums[order]
-            member = member[parent[order]]
-            member[np.arange(len(order)), new[order]] = True
-            if used[0, 0] + used[0, 1] > best_fill:
-                best, best_fill = member[0].copy(), used[0, 0] + used[0, 1]
+    n = len(need)
+    used, member = need[:1], np.eye(1, n, dtype=bool)
+    best, best_fill = member[0], need[0, :2].sum()
+    while True:
+        total = used[:, None] + need[None]  # [beam, n, streams+1]
+        free = (total <= room).all(-1) & ~member
+        if not free.any():
+            return np.flatnonzero(best).tolist()
+        parent, new = np.nonzero(free)
+        sums = total[parent, new]
+        order = np.argsort(-(sums[:, 0] + sums[:, 1]), kind="stable")
+        _, first = np.unique(sums[order][:, :2], axis=0, return_index=True)
+        order = order[np.sort(first)][:BEAM]
+        used = sums[order]
+        member = member[parent[order]]
+        member[np.arange(len(order)), new[order]] = True
+        if used[0, 0] + used[0, 1] > best_fill:
+            best, best_fill = member[0].copy(), used[0, 0] + used[0, 1]
 
 
 def fill(rows: Sequence[Sequence[Planned]], bucket: Bucket, spec: SequenceSpec) -> dict[str, np.ndarray]:

@@ -2,8 +2,9 @@
 
     python tests/synthetic.py '<json>'
 
-keys: workdir; poison and pause (see Loader); die_before_commit (a step: SIGKILL itself when its checkpoint is written
-but not yet renamed); and config overrides by dotted path, e.g. {"mesh.tp": 2}.
+keys: workdir; loader (arguments of Loader); die_before_commit (a step: SIGKILL itself when its checkpoint is written
+but not yet renamed); and config overrides by dotted path, e.g. {"mesh.tp": 2}. Started by tests/processes/cluster.py
+it is one process of several.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -95,18 +97,36 @@ def batch(index: int, config: Config = CONFIG) -> dict[str, np.ndarray]:
 
 
 class Loader:
-    """Batches 0, 1, 2, …; `poison` = index of a batch whose clean latents hold a NaN."""
+    """Batches 0, 1, 2, …, or this host's rows of them; and what may happen at one of them:
 
-    def __init__(self, config: Config = CONFIG, poison: int = -1, pause: float = 0.0):
-        self.config, self.poison, self.pause, self.next = config, poison, pause, 0
+    poison: [batch, row], a NaN among its clean latents; leave_out: it is passed over; die: an error; hang: it never
+    comes; full: [first, last], between which no file can grow; pause: seconds before each.
+    """
+
+    def __init__(
+        self, config: Config = CONFIG, poison=(-1, 0), leave_out=-1, die=-1, hang=-1, full=(-1, -1), pause=0.0,
+        host=0, hosts=1,
+    ):  # fmt: skip
+        self.config, self.poison, self.leave_out, self.die, self.hang = config, poison, leave_out, die, hang
+        self.full, self.pause, self.host, self.hosts, self.next = full, pause, host, hosts, 0
         self.assets = {"tokenizer": "synthetic"}
 
     def __next__(self):
         time.sleep(self.pause)
-        out, self.next = batch(self.next, self.config), self.next + 1
-        if self.next - 1 == self.poison:
-            out["vision_x0"][0, 0, 0] = np.nan
-        return out
+        self.next += self.next == self.leave_out
+        index, self.next = self.next, self.next + 1  # as a careless loader: it has moved on when it fails
+        if index == self.die:
+            raise OSError("the loader's worker died")
+        if index == self.hang:
+            time.sleep(10**6)
+        if index in self.full:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if index == self.full[0] else hard, hard))
+        out = batch(index, self.config)
+        if index == self.poison[0]:
+            out["vision_x0"][self.poison[1], 0, 0] = np.nan
+        rows = self.config.data.bucket.rows // self.hosts
+        return {k: x[self.host * rows :][:rows] for k, x in out.items()}
 
     def get_state(self):
         return {"next": self.next}
@@ -153,14 +173,17 @@ def die_before_commit(step: int) -> None:
 
 
 def main(request: dict) -> None:
+    from cosmos_jax import dist
     from cosmos_jax.train import train
 
+    dist.start("JAX_COORDINATOR_ADDRESS" in os.environ)
     if "die_before_commit" in request:
         die_before_commit(request.pop("die_before_commit"))
-    workdir, poison, pause = request.pop("workdir"), request.pop("poison", -1), request.pop("pause", 0.0)
+    workdir, faults = request.pop("workdir"), request.pop("loader", {})
     config = override(CONFIG, request)
-    state = train(config, workdir, Loader(config, poison, pause))
-    print("digest", digest(state))
+    state = train(config, workdir, Loader(config, **faults, host=dist.index(), hosts=dist.count()))
+    if dist.count() == 1:
+        print("digest", digest(state))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Attention, computed by each library that is here, as forward and backward programs over the same operands.
 
-In: a `Pack` and its operands. Out: a `Contender` each. Libraries that know no packed samples (cuDNN through jax,
+In: a `Pack` and its operands. Out: a `Contender` each. Libraries that know no packed samples (cuDNN through jax.nn,
 PyTorch) get what is best for them: samples of equal size as one dense batch, without mask or padding, gathered before
 the clock starts.
 """
@@ -22,6 +22,7 @@ from cosmos_jax.bench.clock import Timed
 from cosmos_jax.bench.packs import Operands, Pack
 
 SCALE = packs.HEAD_DIM**-0.5
+DENSE = "cudnn_dense"  # jax's own call; our backend `cudnn` hands the samples over packed
 
 
 class Contender(NamedTuple):
@@ -42,9 +43,9 @@ def names(dtype: str) -> tuple[list[str], dict[str, str]]:
         except ValueError as e:
             absent[name] = str(e)
     if jax.default_backend() != "gpu":
-        absent["cudnn"] = "cuDNN needs a GPU."
-    elif "cudnn" not in here:
-        here.append("cudnn")
+        absent[DENSE] = "cuDNN needs a GPU."
+    else:
+        here.append(DENSE)
     if why := _torch_absent():
         absent["torch"] = why
     else:
@@ -65,7 +66,7 @@ def make(name: str, pack: Pack, x: Operands) -> Contender:
         from cosmos_jax.parity import sdpa
 
         return _grouped(name, pack, x, sdpa.Attention)
-    if name == "cudnn" and name not in kernels.BACKENDS:
+    if name == DENSE:
         return _grouped(name, pack, x, _Cudnn)
     return _ours(name, pack, x)
 

@@ -72,11 +72,19 @@ COLUMNS: dict[str, list[Column]] = {
         ("other (ms)", number("other_s", 1, 1e3)),
     ],
     "train": [
-        ("size", lambda r: r["shape"]), ("layers", number("layers", 0)), ("samples", number("samples", 0)),
-        ("tokens", number("tokens", 0)), ("step (ms)", number("step_s", 1, 1e3)), ("TFLOP", number("tflop", 3)),
-        ("TFLOP/s", number("tflops", 3)), ("MFU (%)", number("share", 0, 100)),
-        ("× with recomputing", number("recomputed")),
+        ("size", lambda r: r["shape"]), ("layers", number("layers", 0)), ("devices", number("devices", 0)),
+        ("samples", number("samples", 0)), ("tokens", number("tokens", 0)), ("step (ms)", number("step_s", 1, 1e3)),
+        ("TFLOP", number("tflop", 3)), ("TFLOP/s", number("tflops", 3)), ("MFU (%)", number("share", 0, 100)),
+        ("× with recomputing", number("recomputed")), ("memory (GB)", number("peak_bytes", 1, 1e-9)),
         ("loss", number("loss", 3)),
+    ],
+    "data": [
+        ("mixture", lambda r: r["shape"]), ("workers", number("workers", 0)),
+        ("rows", lambda r: f"{r['host_rows']} of {r['rows']}"), ("first (s)", number("first_s", 1)),
+        ("batches/s", number("batches_s")), ("samples/s", number("samples_s", 0)), ("tokens/s", number("tokens_s", 0)),
+        ("filled (%)", number("efficiency", 1, 100)), ("dearest row / mean", number("balance", 3)),
+        ("rows drawn alone", number("balance_alone", 3)), ("look-ahead", number("look_ahead", 0)),
+        ("waiting, a row (MB)", number("waiting_bytes", 1, 1e-6)), ("longest wait (steps)", number("longest_wait", 0)),
     ],
 }  # fmt: skip
 

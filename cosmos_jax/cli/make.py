@@ -144,7 +144,8 @@ def sampler(config, assets, workdir: Path) -> Callable[[int, dict], None]:
 
     Rows: truth, generated, truth, generated; columns: every fourth frame.
     """
-    from cosmos_jax import optim
+    from cosmos_jax import dist, optim
+    from cosmos_jax import state as states
     from data_pipelines.toy_world.samples import make_sample
     from data_pipelines.toy_world.stream import held_out
 
@@ -152,8 +153,11 @@ def sampler(config, assets, workdir: Path) -> Callable[[int, dict], None]:
     samples = [make_sample(assets.encode(e), "image2video", with_sound=False) for e in episodes]
 
     def draw(step: int, state: dict) -> None:
+        state = states.wake(config, state)
         pipeline = Pipeline(config, optim.join(state["ema"], state["params"]), assets)
         made = pipeline.generate(samples)
+        if not dist.first():
+            return
         rows = [v[::4] for e, g in zip(episodes, made, strict=True) for v in (e.video, g.video) if v is not None]
         grid = np.concatenate([np.concatenate(list(r), 1) for r in rows])
         (workdir / "samples").mkdir(exist_ok=True)

@@ -21,7 +21,8 @@ COMMANDS = {
     "evaluate": "score a trained model and write report.html",
     "convert": "PyTorch checkpoint ↔ Orbax checkpoint, any layout to any other",
     "parity": "compare a PyTorch checkpoint with PyTorch, layer by layer, and write report.html",
-    "bench": "measure speed: `bench generate`, attention, flow, denoise, train",
+    "bench": "measure speed: `bench generate`, attention, flow, denoise, train, data",
+    "plan": "memory, collectives and speed on chips that are not here, and whether it fits",
     "show": "print a config: settings, parameters, tasks, tokens, mesh",
 }
 SPELT = {  # option → what is typed, where that is no name of Python
@@ -48,19 +49,33 @@ def _parser() -> _Parser:
             p.add_argument("--what", choices=("components", "pipeline", "all"), default="components")
             continue
         if name == "bench":
-            what = ("generate", "attention", "flow", "denoise", "train")
+            what = ("generate", "attention", "flow", "denoise", "train", "data")
             p.add_argument("what", choices=what, help="what is measured")
             p.add_argument("--reference", choices=("diffusers",), help="generate: our step against theirs, on this CPU")
             p.add_argument("--scaling", action="store_true", help="generate: seconds against operations, 256p to 720p")
             p.add_argument("--accelerator", action="store_true", help="generate: published sizes, on this device")
             p.add_argument("--shape", help="sizes, separated by commas, or all; a wrong one lists them")
+            p.add_argument("--workers", help="data: worker processes, several separated by commas (default 0,2)")
             p.add_argument("--repeat", type=int, default=3, help="timed turns of each size (default 3)")
             p.add_argument("--out", help="directory for the JSON file")
-            p.add_argument("--config", default="configs/nano.py", help="model of --accelerator (default Nano)")
+            p.add_argument("--config", help="model of --accelerator (default configs/nano.py); train: the step of it")
             continue
         p.add_argument("--config", help="a file of configs/; settings are changed by --config.group.name=value")
+        if name == "plan":
+            p.add_argument("--topology", help="v5p:4x4x4, v6e:4x4, h200:8, …; v5p:4x4x4@2 is two slices (docs/plan.md)")
+            p.add_argument("--what", choices=("train", "generate"), default="train", help="which step (default train)")
+            p.add_argument("--size", default="720p", help="generate: 256p, 480p, 720p, t2i (default 720p)")
+            p.add_argument(
+                "--mix", help="train: sizes that a pack is filled with, in order (default 720p,480p,256p,t2i)"
+            )
+            p.add_argument("--analytic", action="store_true", help="estimate by formulas; nothing is compiled")
+            p.add_argument("--search", action=argparse.BooleanOptionalAction, help="what would fit, if it does not")
+            p.add_argument("--out", help="directory for the JSON file")
+            continue
         if name != "convert":
             p.add_argument("--workdir", help="checkpoints, assets, metrics, report live here")
+        if name == "train":
+            p.add_argument("--distributed", action="store_true", help="one of several processes that train as one")
         if name == "convert":
             p.add_argument(
                 "--from", dest="source", help="PyTorch folder, Wan2.2_VAE.pth, imported checkpoint or --workdir"

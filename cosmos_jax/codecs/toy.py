@@ -27,10 +27,15 @@ CANVAS = Canvas(
 
 
 def prepare(workdir: str | Path) -> ToyAssets:
-    """The assets of a working directory; fitted and saved there (a few seconds) if it has none."""
+    """The assets of a working directory; fitted and saved there (a few seconds) if it has none.
+
+    For one process at a time (`dist.lead`). They appear whole or not at all.
+    """
     directory = Path(workdir) / DIRECTORY
     if not directory.exists():
-        ToyAssets.fit().save(directory)
+        partial = directory.with_name(f"{DIRECTORY}.partial")
+        ToyAssets.fit().save(partial)
+        partial.rename(directory)
     return ToyAssets.load(directory)
 
 

@@ -14,9 +14,8 @@ import numpy as np
 
 from cosmos_jax import flow
 from cosmos_jax.evaluate.study import Study
-from data_pipelines.loader import Loader, episodes
+from data_pipelines import loader as loaders
 from data_pipelines.schema import MODALITIES
-from data_pipelines.toy_world.samples import ToySamples
 from data_pipelines.toy_world.stream import held_out
 
 BATCHES, SEED = 6, 7
@@ -45,10 +44,10 @@ def losses(study: Study) -> None:
 def held_out_batches(study: Study) -> list[dict[str, np.ndarray]]:
     """Batches packed by the training loader, captions never dropped."""
     c, assets = study.config, study.pipeline.assets
-    source = episodes(held_out(c.data.eval_episodes, c.data.eval_split), seed=SEED)
-    data = dataclasses.replace(c.data, caption_dropout=0.0)
-    make = ToySamples(source, assets, data, c.flow.shift_image, c.flow.shift_video)
-    loader = Loader(make, assets.tokenizer, c.model.sequence, c.data.bucket, c.data.look_ahead)
+    source = held_out(c.data.eval_episodes, c.data.eval_split)
+    data = dataclasses.replace(c.data, caption_dropout=0.0, seed=SEED)
+    what = loaders.toy(source, data, c.model.sequence, assets, c.flow.shift_image, c.flow.shift_video)
+    loader = loaders.Loader(*what, data.look_ahead)
     return [next(loader) for _ in range(BATCHES)]
 
 

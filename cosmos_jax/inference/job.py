@@ -7,6 +7,7 @@ with the conditions encoded it becomes an engine `Job`. Everything a user can ge
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +111,7 @@ class Prepared:
         rounded = self.how.convention == "framework"  # its frame rates are bfloat16 (spec model.md §4.4)
         planned = [plan(s, self.bundle.tokenizer, self.spec, rounded) for s in texts]
         parts = shard.row_parts()
-        bucket = tight_bucket(planned, -(-count // parts) * parts, ROUND)
+        bucket = tight_bucket(planned, -(-count // parts) * parts, math.lcm(ROUND, shard.parts("token_cp_tp")))
         batches = [fill([[p]] * count, bucket, self.spec) for p in planned]
         hidden = context_tokens([planned[:1]] * count, bucket) if s.context else None
         return batches[0], batches[1] if len(batches) > 1 else None, hidden

@@ -31,6 +31,7 @@ from cosmos_jax.inference.bundle import CHUNK, Bundle
 from cosmos_jax.inference.job import How, Prepared
 from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import engine as engines
+from cosmos_jax.sampling import guidance
 from cosmos_jax.sampling.engine import Engine
 from cosmos_jax.sampling.generate import Job
 from cosmos_jax.sampling.memory import free_memory, gib, held
@@ -100,7 +101,12 @@ class Runner:
             return
         with self.phase("compiling", len(groups)):
             for g in groups:
-                self.engine(_job(g))
+                job = _job(g)
+                try:
+                    guidance.check_mesh(job.forms)
+                except ValueError as e:
+                    raise ConfigError(f"{g[0].name}: {e}") from e
+                self.engine(job)
                 if self._decodes(g[0]):
                     self._check_decoder(g[0])
                 self.progress.step()

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
+from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
-from cosmos_jax.model.attention import Projections, attend, gen_attend
+from cosmos_jax.model.attention import KV_HEADS, Plan, Projections, attend, backend, gen_attend
 from cosmos_jax.model.declare import normal
 from cosmos_jax.model.mlp import MLP
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.precision import Precision
-from pallas_kernels.attention import Plan
 
 
 class Stream(NamedTuple):
@@ -45,13 +45,13 @@ class Tower(nnx.Module):
         self.mlp = MLP(rngs, cfg.hidden, cfg.mlp, cfg.mlp_act, normal(cfg.init_std))
 
     def qkv(self, h, stream: Stream, precision, for_gen: bool = True):
-        backend = stream.plans[0].backend
-        return self.attn.qkv(self.norm_in(h, precision), stream.cos, stream.sin, backend, precision, for_gen)
+        x = shard.at_work(self.norm_in(h, precision))
+        return self.attn.qkv(x, stream.cos, stream.sin, backend(stream.plans[0]), precision, for_gen)
 
     def finish(self, h, attended, precision):
-        """Residual, MLP, residual."""
-        h = h + self.attn.out(attended, precision)
-        return h + self.mlp(self.norm_post(h, precision), precision)
+        """Residual, MLP, residual; h stays where it lies."""
+        h = h + self.attn.out(attended, precision, like=h)
+        return h + self.mlp(self.norm_post(h, precision), precision, like=h)
 
 
 class Block(nnx.Module):
@@ -71,6 +71,7 @@ class Block(nnx.Module):
         """`cache` stands for the und stream's keys and values when `und` is None (denoising after the first pass)."""
         if und is not None and und_stream is not None:
             q, k, k_for_gen, v = self.und.qkv(und, und_stream, precision)
+            k, k_for_gen, v = (shard.constrain(x, KV_HEADS) for x in (k, k_for_gen, v))  # whole, on every device
             cache = KV(k_for_gen, v)
             und = self.und.finish(und, attend(q, k, v, und_stream.plans[0], precision), precision)
         assert cache is not None, "a block without und needs the cache of its keys and values"

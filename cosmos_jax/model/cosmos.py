@@ -19,7 +19,7 @@ from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import rope, stack
 from cosmos_jax.model.attention import gen_plans, und_plan
 from cosmos_jax.model.block import KV, Stream
-from cosmos_jax.model.declare import normal, param, use
+from cosmos_jax.model.declare import normal, param, project, use
 from cosmos_jax.model.modality import Modalities, take_rows
 from cosmos_jax.model.norm import RMSNorm
 from cosmos_jax.model.vision import VisionTower
@@ -53,14 +53,18 @@ class Cosmos(nnx.Module):
         self.attention = cfg.attention
         self.vit = EYES[cfg.vision.kind](cfg.vision, cfg.sequence.vit_patch_dim, d, rngs) if cfg.vision else None
 
-    def embed_und(self, batch: dict, precision: Precision) -> tuple[jax.Array, jax.Array | None]:
-        """Token embeddings with ViT features in place of the visual pads, and deep-stack features [n,B,U,D] or None."""
-        table = use(self.embed_tokens, precision)
-        h = shard.rowwise(lambda ids, table: table[ids], batch["und_ids"], shared=(table,))
+    def embed_und(self, batch: dict, precision: Precision, axis: str = "token") -> tuple[jax.Array, jax.Array | None]:
+        """Token embeddings with ViT features in place of the visual pads, and deep-stack features [n,B,U,D] or None.
+
+        axis: the logical axis along which tokens lie.
+        """
+        table, tokens = use(self.embed_tokens, precision), ("batch", axis)
+        ids = shard.constrain(batch["und_ids"], tokens)
+        h = shard.rowwise(lambda ids, table: table[ids], ids, takes=(tokens,), gives=tokens, shared=(table,))
         if self.vit is None or not batch["vit_patches"].shape[1]:
             return h, None
         features, deepstack = self.vit(batch, precision, self.attention)
-        index = batch["und_vit_index"]
+        index = shard.constrain(batch["und_vit_index"], tokens)
         h = jnp.where((index >= 0)[..., None], take_rows(features, index), h)
         if deepstack is not None:
             deepstack = jnp.stack([take_rows(x, index) for x in deepstack])
@@ -118,26 +122,42 @@ def logical_axes(cfg: ModelConfig) -> dict:
     return nnx.traversals.unflatten_mapping(dict(flat))
 
 
-def _und_stream(cfg: ModelConfig, batch: dict, precision: Precision) -> Stream:
-    tables = rope.tables(batch["und_positions"], cfg.rope_theta, cfg.rope_sections)
-    return Stream(*tables, (und_plan(batch["und_segment_ids"], cfg.attention, precision),))
+def _und_layout(cfg: ModelConfig, batch: dict) -> shard.Layout:
+    layout = shard.SPREAD if cfg.und_tokens == "spread" else shard.REPLICATED
+    return shard.fitting(layout, batch["und_ids"].shape[1])
 
 
-def _gen_stream(cfg: ModelConfig, batch: dict, precision: Precision) -> Stream:
-    tables = rope.tables(batch["gen_positions"], cfg.rope_theta, cfg.rope_sections)
+def _gen_layout(batch: dict) -> shard.Layout:
+    return shard.fitting(shard.SPREAD, batch["gen_source"].shape[1])
+
+
+def _tables(cfg: ModelConfig, positions: jax.Array, layout: shard.Layout) -> tuple[jax.Array, jax.Array]:
+    positions = shard.constrain(positions, ("batch", "feature", layout.work))
+    return rope.tables(positions, cfg.rope_theta, cfg.rope_sections)
+
+
+def _und_stream(cfg: ModelConfig, batch: dict, precision: Precision, layout: shard.Layout = shard.WHOLE) -> Stream:
+    plan = und_plan(batch["und_segment_ids"], cfg.attention, precision, layout)
+    return Stream(*_tables(cfg, batch["und_positions"], layout), (plan,))
+
+
+def _gen_stream(cfg: ModelConfig, batch: dict, precision: Precision, layout: shard.Layout = shard.WHOLE) -> Stream:
     weight = batch["control_weight"] if batch["control_weight"].shape[1] else None
     ids = (batch["gen_segment_ids"], batch["und_segment_ids"])
-    return Stream(*tables, gen_plans(*ids, cfg.attention, precision, weight), weight)
+    plans = gen_plans(*ids, cfg.attention, precision, weight, layout, cfg.context)
+    if weight is not None:
+        weight = shard.constrain(weight, ("batch", "token", layout.work))
+    return Stream(*_tables(cfg, batch["gen_positions"], layout), plans, weight)
 
 
 def apply(
     params: dict, cfg: ModelConfig, batch: dict, noised: dict, timesteps: jax.Array, *, precision: Precision
 ) -> Output:
     """Both towers in one pass (training). timesteps [B,N] float32 = 1000·sigma per segment. Returns `Output`."""
-    model = _model(params, cfg)
-    h, deepstack = model.embed_und(batch, precision)
-    g = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
-    streams = _und_stream(cfg, batch, precision), _gen_stream(cfg, batch, precision)
+    model, und, gen = _model(params, cfg), _und_layout(cfg, batch), _gen_layout(batch)
+    h, deepstack = model.embed_und(batch, precision, und.rest)
+    g = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision, gen.rest)
+    streams = _und_stream(cfg, batch, precision, und), _gen_stream(cfg, batch, precision, gen)
     h, g, _ = stack.run(model.layers, cfg, h, g, *streams, precision, deepstack=deepstack)
     velocity = model.io.velocity(batch, model.norm_gen(g, precision), cfg.patch, precision)
     return Output(velocity, model.norm_und(h, precision))
@@ -152,9 +172,9 @@ def see(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) ->
 
 def und(params: dict, cfg: ModelConfig, batch: dict, *, precision: Precision) -> UndOutput:
     """The reasoner alone. Its cache is all that the generator needs of the text, at every denoising step."""
-    model = _model(params, cfg)
-    h, deepstack = model.embed_und(batch, precision)
-    stream = _und_stream(cfg, batch, precision)
+    model, layout = _model(params, cfg), _und_layout(cfg, batch)
+    h, deepstack = model.embed_und(batch, precision, layout.rest)
+    stream = _und_stream(cfg, batch, precision, layout)
     h, _, cache = stack.run(model.layers, cfg, h, None, stream, None, precision, deepstack=deepstack, want_cache=True)
     return UndOutput(model.norm_und(h, precision), cache)
 
@@ -163,15 +183,14 @@ def gen(
     params: dict, cfg: ModelConfig, batch: dict, noised: dict, timesteps: jax.Array, cache: KV, *, precision: Precision
 ) -> dict[str, jax.Array]:
     """The generator alone, over cached und keys and values. Returns float32 velocities."""
-    model = _model(params, cfg)
-    h = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision)
-    _, h, _ = stack.run(model.layers, cfg, None, h, None, _gen_stream(cfg, batch, precision), precision, cache=cache)
+    model, layout = _model(params, cfg), _gen_layout(batch)
+    h = model.io.embed(batch, noised, timesteps, cfg.timestep_scale, precision, layout.rest)
+    stream = _gen_stream(cfg, batch, precision, layout)
+    _, h, _ = stack.run(model.layers, cfg, None, h, None, stream, precision, cache=cache)
     return model.io.velocity(batch, model.norm_gen(h, precision), cfg.patch, precision)
 
 
 def logits(params: dict, cfg: ModelConfig, hidden: jax.Array, *, precision: Precision) -> jax.Array:
     """hidden [B,T,D] (normalised) → [B,T,vocab] float32."""
-    w = use(_model(params, cfg).lm_head, precision)
-    return shard.einsum(
-        "btd,dv->btv", hidden, w, out=("batch", "token", "vocab"), matmul=precision.matmul, dtype=jnp.float32
-    )
+    h, w = shard.at_work(hidden), _model(params, cfg).lm_head
+    return project("btd,dv->btv", h, w, precision, out=("batch", shard.SAME, "vocab"), result="float32")

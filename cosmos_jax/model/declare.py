@@ -44,6 +44,15 @@ def use(p: nnx.Param, precision: Precision, axes: tuple[str, ...] | None = None)
     return shard.gather(p[...], axes or p.get_metadata()["logical"], precision.dtype)
 
 
+def project(
+    equation: str, x: jax.Array, p: nnx.Param, precision: Precision, *, out: tuple[str, ...], like=None, result=None
+) -> jax.Array:
+    """einsum(x, p) in the compute dtype (`shard.project`). out: logical axes of the result; result: its dtype."""
+    axes = p.get_metadata()["logical"]
+    how = shard.Product(equation, axes, out, precision.compute, precision.matmul, precision.reduce, result)
+    return shard.project(x, p[...], how, like)
+
+
 class Dense(nnx.Module):
     """y = x W + b on the last axis; W [in, out]."""
 
@@ -52,11 +61,8 @@ class Dense(nnx.Module):
         self.bias = param(rngs, (n_out,), axes[1:], zeros) if bias else None
 
     def __call__(self, x: jax.Array, precision: Precision, out: tuple[str, ...] | None = None) -> jax.Array:
-        """x [..., in] → [..., out]; `out`: logical axes of the result (default: rows of the batch)."""
-        out = out or ("batch",) + ("token",) * (x.ndim - 2) + ("act",)
+        """x [..., in] → [..., out]; `out`: logical axes of the result (default: as x lies, every feature whole)."""
+        out = out or ("batch",) + (shard.SAME,) * (x.ndim - 2) + ("act",)
         letters = "btnmk"[: x.ndim - 1]
-        y = shard.einsum(
-            f"{letters}i,io->{letters}o", x.astype(precision.dtype), use(self.kernel, precision), out=out,
-            matmul=precision.matmul,
-        )  # fmt: skip
+        y = project(f"{letters}i,io->{letters}o", x, self.kernel, precision, out=out)
         return y if self.bias is None else y + use(self.bias, precision)

@@ -15,7 +15,7 @@ from flax import nnx
 from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.model import cosmos, rope, stack
-from cosmos_jax.model.attention import attend, gen_plans
+from cosmos_jax.model.attention import KV_HEADS, attend, gen_plans
 from cosmos_jax.model.block import KV, Stream, Tower
 from cosmos_jax.model.declare import use
 from cosmos_jax.precision import Precision
@@ -95,4 +95,4 @@ def _write(cache: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
     def write(cache, new, lengths):
         return jax.vmap(lambda c, n, i: jax.lax.dynamic_update_slice_in_dim(c, n, i, 0))(cache, new, lengths)
 
-    return shard.rowwise(write, cache, new, lengths, heads=(0, 1), out_heads=True)
+    return shard.rowwise(write, cache, new, lengths, takes=(KV_HEADS, KV_HEADS), gives=KV_HEADS)

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from cosmos_jax import shard
-from cosmos_jax.model.declare import param, use
+from cosmos_jax.model.declare import param, project
 from cosmos_jax.precision import Precision
 
 
@@ -18,16 +18,16 @@ class MLP(nnx.Module):
         self.up = param(rngs, (hidden, mlp), ("embed", "mlp"), init)
         self.down = param(rngs, (mlp, hidden), ("mlp", "embed"), init)
 
-    def __call__(self, x: jax.Array, precision: Precision) -> jax.Array:
+    def __call__(self, x: jax.Array, precision: Precision, like: jax.Array | None = None) -> jax.Array:
+        """x [B,T,D], at work → the same; where tokens lie in the result is as in `like` (default x)."""
+        x = shard.at_work(x)
+
         def into(w):
-            return shard.einsum(
-                "btd,df->btf", x, use(w, precision), out=("batch", "token", "mlp"), matmul=precision.matmul
-            )
+            return project("btd,df->btf", x, w, precision, out=("batch", shard.SAME, "mlp"))
 
         if self.gate is None:
             inner = jax.nn.relu(into(self.up)) ** 2
         else:
             inner = jax.nn.silu(into(self.gate)) * into(self.up)
-        return shard.einsum(
-            "btf,fd->btd", inner, use(self.down, precision), out=("batch", "token", "act"), matmul=precision.matmul
-        )
+        like = x if like is None else like
+        return project("btf,fd->btd", inner, self.down, precision, out=("batch", shard.SAME, "act"), like=like)

@@ -5,6 +5,8 @@ In: x_t buffers per modality. Out: the gen stream; and back: hidden states → v
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,13 +62,28 @@ class DomainDense(nnx.Module):
 
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x [B,M,D], index [B,K] → [B,K,D]; index -1 gives zeros."""
+    """x [B,M,D], index [B,K] → [B,K,D]; index -1 gives zeros. Where index is spread over devices, so is the result."""
+    axes = ("batch", shard.token_axis(index))
+    return shard.rowwise(_take, x, index, takes=(shard.ROWS, axes), gives=axes)
 
-    def take(x, index):
-        rows = jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1)
-        return jnp.where((index >= 0)[..., None], rows, jnp.zeros((), x.dtype))
 
-    return shard.rowwise(take, x, index)
+def _take(x, index):
+    rows = jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where((index >= 0)[..., None], rows, jnp.zeros((), x.dtype))
+
+
+def collect_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """`take_rows` of an x [B,M,D] that is spread over devices: each gives what it has, and the sum is whole."""
+    axis = shard.token_axis(x)
+    if axis == "token":
+        return take_rows(x, index)
+
+    def own(x, index):
+        here = index - jax.lax.axis_index(shard.RULES[axis]) * x.shape[1]
+        mine = jnp.where((here >= 0) & (here < x.shape[1]), here, -1)
+        return jax.lax.psum(_take(x, mine), shard.RULES[axis])
+
+    return shard.rowwise(own, x, index, takes=(("batch", axis),))
 
 
 def valid_elements(batch: dict, name: str, patch: int) -> jax.Array:
@@ -114,41 +131,44 @@ class Modalities(nnx.Module):
         have = {"vision": True, "action": self.action_in is not None, "sound": self.sound_in is not None}
         return [n for n in ("vision", "action", "sound") if have[n] and batch[f"{n}_x0"].shape[1]]
 
-    def embed(self, batch: dict, noised: dict, timesteps: jax.Array, scale: float, precision: Precision) -> jax.Array:
-        """x_t buffers → gen stream [B,G,D]. Noisy tokens get the time row of their segment, clean ones none."""
-        time = self.time(timesteps, scale).astype(precision.dtype)
-        parts = []
-        for name in self.names(batch):
-            x = noised[name]
+    def embed(
+        self, batch: dict, noised: dict, timesteps: jax.Array, scale: float, precision: Precision, axis: str = "token"
+    ) -> jax.Array:
+        """x_t buffers → gen stream [B,G,D], its tokens along the logical axis `axis`.
+
+        Noisy tokens get the time row of their segment, clean ones none. Vision, most of the stream, is put in order
+        before it is projected, so that each device projects its own tokens.
+        """
+        source = shard.constrain(batch["gen_source"], ("batch", axis))  # [B,G]: slot in the buffers, side by side
+        names, start = self.names(batch), 0
+        h, noisy = None, []
+        for name in names:
+            x, size = noised[name], noised[name].shape[1]
+            index = jnp.where((source >= start) & (source < start + size), source - start, -1)
+            start += size
             if name == "vision":
-                h = self.vision_in(x, precision)
+                part = jnp.where((index >= 0)[..., None], self.vision_in(take_rows(x, index), precision), 0)
             elif name == "action":
-                h = self.action_in(x, batch["action_domain"], precision) + use(self.action_embed, precision)
+                part = self.action_in(x, batch["action_domain"], precision) + use(self.action_embed, precision)
+                part = take_rows(part, index)
             else:
-                h = self.sound_in(x, precision) + use(self.sound_embed, precision)
-            segment = jnp.where(batch[f"{name}_noisy"], batch[f"{name}_segment_ids"], -1)
-            parts.append(h + take_rows(time, segment))
-        return _arrange(parts, batch["gen_source"])
+                part = take_rows(self.sound_in(x, precision) + use(self.sound_embed, precision), index)
+            h = part if h is None else h + part
+            noisy.append(take_rows(batch[f"{name}_noisy"][..., None], index)[..., 0])
+        segments = shard.constrain(batch["gen_segment_ids"], ("batch", axis))
+        time = self.time(timesteps, scale).astype(precision.dtype)
+        return h + take_rows(time, jnp.where(functools.reduce(jnp.logical_or, noisy), segments, -1))
 
     def velocity(self, batch: dict, hidden: jax.Array, patch: int, precision: Precision) -> dict[str, jax.Array]:
         """Normalised gen hidden states [B,G,D] → float32 velocities; exactly 0 on clean, padded, invalid elements."""
         result = {}
         for name in self.names(batch):
-            h = take_rows(hidden, batch[f"{name}_index"])
-            if name == "action":
-                v = self.action_out(h, batch["action_domain"], precision)
+            index = batch[f"{name}_index"]
+            if name == "vision":  # narrow before it travels
+                v = collect_rows(self.vision_out(hidden, precision, out=("batch", shard.SAME, "feature")), index)
+            elif name == "action":
+                v = self.action_out(collect_rows(hidden, index), batch["action_domain"], precision)
             else:
-                v = getattr(self, f"{name}_out")(h, precision, out=("batch", "token", "feature"))
+                v = self.sound_out(collect_rows(hidden, index), precision, out=("batch", "token", "feature"))
             result[name] = jnp.where(noisy_elements(batch, name, patch), v.astype(jnp.float32), 0.0)
         return result
-
-
-def _arrange(parts: list[jax.Array], source: jax.Array) -> jax.Array:
-    """Concatenated modality buffers → packed gen stream, by the packer's `gen_source`."""
-
-    def gather(source, *parts):
-        x = jnp.concatenate(parts, axis=1)
-        rows = jnp.take_along_axis(x, jnp.maximum(source, 0)[..., None], axis=1)
-        return jnp.where((source >= 0)[..., None], rows, jnp.zeros((), x.dtype))
-
-    return shard.rowwise(gather, source, *parts)

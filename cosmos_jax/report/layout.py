@@ -52,7 +52,8 @@ def mask(batch: dict, row: int) -> np.ndarray:
     und, gen = batch["und_segment_ids"][row : row + 1], batch["gen_segment_ids"][row : row + 1]
     u, g = und.shape[1], gen.shape[1]
     out = np.zeros((u + g, u + g), bool)
-    out[:u, :u] = seen(und, *(x[0] for x in segments.causal(und)[1:]))[0]
+    (ids,), (limit,) = segments.causal(und)[1:]
+    out[:u, :u] = seen(und, ids, limit)[0]
     if g:
         weight = batch["control_weight"][row]
         together: list[Any] = [gen] if not len(weight) else [np.where(w > 0, gen, -1) for w in weight]

@@ -20,12 +20,12 @@ from cosmos_jax.report import layout
 from cosmos_jax.report.charts import Line, chart, smooth
 from cosmos_jax.report.examples import EXAMPLES
 from cosmos_jax.report.html import Missing, card, cards, escape, missing, table
-from data_pipelines.loader import Loader, episodes
+from data_pipelines import loader as loaders
 from data_pipelines.packing import fill, plan, tight_bucket
 from data_pipelines.schema import MODALITIES
 from data_pipelines.tasks import ALL as EVERY
 from data_pipelines.tasks import Task
-from data_pipelines.toy_world.samples import TASKS, ToyAssets, ToySamples, make_sample
+from data_pipelines.toy_world.samples import TASKS, ToyAssets, make_sample
 from data_pipelines.toy_world.stream import held_out
 
 UNKNOWN = "unknown"
@@ -198,9 +198,8 @@ def tokens(run: Run) -> str:
         items.append(card(f"<b>{t.name}</b>", f"<div style='width:100%'>{layout.strips(batch, 0)}</div>",
                           layout.draw(batch, 0, shown, 2)))  # fmt: skip
     out.append(cards(items))
-    data = episodes(source, seed=0)
-    make = ToySamples(data, assets, config.data, config.flow.shift_image, config.flow.shift_video)
-    loader = Loader(make, assets.tokenizer, spec, config.data.bucket, config.data.look_ahead)
+    what = loaders.toy(source, config.data, spec, assets, config.flow.shift_image, config.flow.shift_video)
+    loader = loaders.Loader(*what, config.data.look_ahead)
     batch = next(loader)
     held = int((batch["segment_sample_id"][0] >= 0).sum())
     out.append(

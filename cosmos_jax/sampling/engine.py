@@ -27,6 +27,7 @@ from cosmos_jax.precision import Precision
 from cosmos_jax.sampling import generate
 from cosmos_jax.sampling.generate import Buffers, Job, State, Static
 from cosmos_jax.sampling.memory import Memory, free_memory, gib, held
+from pallas_kernels import platform
 
 # A CPU computes bfloat16 in float32. Left alone, XLA widens the weights of all layers before the first one runs.
 NARROW: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
@@ -177,7 +178,7 @@ def _step(params, cache, inputs, state, rows, *, static: Static):
 def _compile(function, *args, **static) -> tuple[jax.stages.Compiled, Any]:
     """The program, and its results as ShapeDtypeStructs with the places where they come out."""
     lowered = function.lower(*args, **static)
-    program = lowered.compile(NARROW if jax.default_backend() == "cpu" else None)
+    program = lowered.compile(NARROW if platform.device().platform == "cpu" else None)
 
     def place(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

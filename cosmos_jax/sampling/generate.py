@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cosmos_jax import shard
 from cosmos_jax.config import ModelConfig
 from cosmos_jax.flow import draw_noise
 from cosmos_jax.model import cosmos
@@ -265,7 +266,9 @@ def sample_latents(
 @functools.partial(jax.jit, static_argnames=("cfg", "precision"))
 def prefill(params: dict, captions: tuple[dict, ...], *, cfg: ModelConfig, precision: Precision) -> KV:
     """Keys and values [L, n·B, U, Hkv, d] of the captions of all branches. params: those of the reasoner suffice."""
-    return cosmos.und(params, cfg, guiding.stack(*captions), precision=precision).cache
+    rows = guiding.stack(*captions)
+    with shard.branches(len(captions) > 1 and shard.size("cfg") > 1):
+        return cosmos.und(params, cfg, rows, precision=precision).cache
 
 
 @functools.partial(jax.jit, static_argnames=("static", "progress"))
@@ -299,10 +302,11 @@ def steps(params, cache, inputs, state: State, rows, static: Static, progress=No
         def velocity(x, row):
             x = guiding.stack(*[x] * len(form))
             timesteps = jnp.full_like(packed["segment_shift"], row["timestep"])
-            if own is None:
-                v = cosmos.apply(params, cfg, packed, x, timesteps, precision=precision).velocity
-            else:
-                v = cosmos.gen(params, cfg, packed, x, timesteps, own, precision=precision)
+            with shard.branches(guiding.apart(form)):
+                if own is None:
+                    v = cosmos.apply(params, cfg, packed, x, timesteps, precision=precision).velocity
+                else:
+                    v = cosmos.gen(params, cfg, packed, x, timesteps, own, precision=precision)
             return guiding.combine(v, row["text"], row["control"], form, owners) if len(form) > 1 else v
 
         return velocity

@@ -6,7 +6,8 @@ In: what is asked for (`Guidance`), rows of each branch. Out: which branches eac
     uncond    the negative (or empty) caption, everything in sight
     free      the caption; the controls of a transfer are out of sight: their tokens take no part in attention
 
-Each device stacks its *own* rows of all branches, so guidance moves no data between devices.
+Each device stacks its *own* rows of all branches, so guidance moves no data between devices. On a mesh with an axis cfg
+each device has the rows of one branch instead, and what is exchanged is the velocity.
 """
 
 from __future__ import annotations
@@ -73,11 +74,34 @@ def captions(form: Form) -> Form:
     return tuple(b for b in form if READS[b] == b)
 
 
+def apart(form: Form) -> bool:
+    """Do these branches lie on different devices? ValueError when the mesh has room for another number of them."""
+    room = shard.size("cfg")
+    if room == 1 or len(form) == 1:
+        return False
+    if len(form) != room:
+        raise ValueError(f"mesh.cfg={room} is for {room} guidance branches, not {len(form)}; set cfg to that.")
+    return True
+
+
+def check_mesh(forms: tuple[Form, ...]) -> None:
+    """ValueError when the mesh has an axis cfg that these branches do not fill."""
+    if shard.size("cfg") > 1 and not any([apart(form) for form in forms]):
+        raise ValueError(f"mesh.cfg={shard.size('cfg')} is for guidance branches, but no step is guided; leave it out.")
+
+
 def stack(*branches):
     """Pytrees of [B, …], one per branch → one of [n·B, …]: per device, its rows of the first branch, of the next, …"""
     if len(branches) == 1:
         return branches[0]
+    if apart(tuple(map(str, range(len(branches))))):
+        return shard.rowwise(lambda *trees: _own(trees), *branches, gives=("branch",), kernel=True)
     return shard.rowwise(lambda *trees: jax.tree.map(lambda *x: jnp.concatenate(x), *trees), *branches)
+
+
+def _own(trees):
+    """Of pytrees, one per branch, the one of this device's branch."""
+    return jax.tree.map(lambda *x: jax.lax.select_n(jax.lax.axis_index("cfg"), *x), *trees)
 
 
 def pick(cache: KV, have: Form, want: Form) -> KV:
@@ -85,12 +109,15 @@ def pick(cache: KV, have: Form, want: Form) -> KV:
     places = [have.index(READS[b]) for b in want]
     if places == list(range(len(have))):
         return cache
+    before, after = (apart(form) for form in (have, want))
 
     def take(x):
-        parts = jnp.split(x, len(have), axis=1)
-        return jnp.concatenate([parts[i] for i in places], axis=1)
+        x = jax.lax.all_gather(x, "cfg", axis=1, tiled=True) if before else x
+        parts = [jnp.split(x, len(have), axis=1)[i] for i in places]
+        return _own(parts) if after else jnp.concatenate(parts, axis=1)
 
-    return shard.rowwise_cache(lambda kv: jax.tree.map(take, kv), cache)
+    takes, gives = ("branch" if x else "batch" for x in (before, after))
+    return shard.rowwise_cache(lambda kv: jax.tree.map(take, kv), cache, takes=takes, gives=gives)
 
 
 def without(batch: dict, controls: jax.Array) -> dict:
@@ -121,7 +148,11 @@ def combine(velocity, text, control=1.0, form: Form = ("cond", "uncond"), owners
     owners: `members` of the batch; given, each segment is normalised (`Guidance.normalize`).
     """
 
+    across = apart(form)
+
     def mix(v, owners, text, control):
+        if across:
+            v = jax.tree.map(lambda x: jax.lax.all_gather(x, "cfg", tiled=True), v)
         parts = {n: dict(zip(form, jnp.split(x.astype(jnp.float32), len(form)), strict=True)) for n, x in v.items()}
         cond = {n: guide(p["cond"], free=p.get("free"), control=control) for n, p in parts.items()}
         if "uncond" not in form:
@@ -130,7 +161,8 @@ def combine(velocity, text, control=1.0, form: Form = ("cond", "uncond"), owners
         return guided if owners is None else _shorten(guided, cond, owners)
 
     rows, scales = (velocity, owners), (jnp.float32(text), jnp.float32(control))
-    return shard.rowwise(mix, *rows, shared=scales)
+    takes = (("branch",) if across else shard.ROWS,)
+    return shard.rowwise(mix, *rows, takes=takes, shared=scales, kernel=across)
 
 
 def _shorten(velocity: dict, cond: dict, owners: dict) -> dict:

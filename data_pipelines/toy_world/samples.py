@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.action import ActionStats
+from data_pipelines.job import Job
 from data_pipelines.sample import Sample
 from data_pipelines.tasks import TABLE, task
 from data_pipelines.tokenizer import ChatTokenizer
@@ -129,37 +130,36 @@ def make_sample(
 
 
 class ToySamples:
-    """Sample i of an endless, stateless stream: episode by `episodes[i]`, task and question drawn from (seed, i)."""
+    """Job → Sample, stateless: the task is the job's kind, episode and id the job's; the rest is drawn from the id."""
 
-    def __init__(self, episodes, assets: ToyAssets, data, shift_image: float, shift_video: float):
-        """episodes: random-access source of `Episode` (a grain dataset: shuffled, repeated, sliced for this host).
+    def __init__(self, source, assets: ToyAssets, data, shift_image: float, shift_video: float):
+        """source: random access to `Episode`s. data: DataConfig.
 
-        data: DataConfig. Encoded episodes are kept in memory: making one costs far more than packing it.
+        Encoded episodes are kept in memory: making one costs far more than packing it.
         """
-        self.episodes, self.assets, self.data = episodes, assets, data
+        self.source, self.assets, self.data = source, assets, data
         self.shift = {"image": shift_image, "video": shift_video}
-        names, shares = zip(*data.mixture, strict=True)
-        for n in names:
+        self.names = tuple(name for name, _ in data.mixture)
+        for n in self.names:
             task(n)
-        self.names, self.shares = names, np.asarray(shares, np.float64) / sum(shares)
         self._cache: dict[int, Encoded] = {}
 
-    def __call__(self, i: int, sample_id: int) -> Sample:
-        """Stream position i; `sample_id` is its global number."""
-        rng = np.random.RandomState((self.data.seed * 1_000_003 + sample_id * 2_654_435_761) % 2**32)
-        name = self.names[rng.choice(len(self.names), p=self.shares)]
-        e = self._encoded(i)
+    def __call__(self, job: Job) -> Sample:
+        rng = np.random.RandomState((self.data.seed * 1_000_003 + job.sample_id * 2_654_435_761) % 2**32)
+        e, name = self._encoded(job.record), self.names[job.kind]
         if name == "policy" and e.kind == "slide":  # nobody acts on purpose there
             name = "forward_dynamics"
         question = (CAPTION_REQUEST, e.caption) if rng.uniform() < 0.5 else e.qa[rng.randint(len(e.qa))]
         prompt = "" if rng.uniform() < self.data.caption_dropout else None
         return make_sample(
-            e, name, sample_id=sample_id, prompt=prompt, question=question, with_sound=rng.uniform() < 0.25,
+            e, name, sample_id=job.sample_id, prompt=prompt, question=question, with_sound=rng.uniform() < 0.25,
             shift=self.shift.get(task(name).vision, 1.0),
         )  # fmt: skip
 
-    def _encoded(self, i: int) -> Encoded:
-        seed, episode = self.episodes[i]
-        if seed not in self._cache:
-            self._cache[seed] = self.assets.encode(episode())
-        return self._cache[seed]
+    def _encoded(self, record: int) -> Encoded:
+        if record not in self._cache:
+            self._cache[record] = self.assets.encode(self.source[record])
+        return self._cache[record]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_cache": {}}  # a worker fills its own

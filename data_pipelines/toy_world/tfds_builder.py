@@ -64,10 +64,13 @@ def write(directory: str | pathlib.Path, train: int = 4000, test: int = 64) -> N
 
 
 class TfdsSource:
-    """Random access to the episodes of a split: the twin of `StreamSource`."""
+    """Random access to the episodes of a split: the twin of `StreamSource`. A pickled one opens the files anew."""
 
-    def __init__(self, data):
-        self._data = data
+    def __init__(self, directory: str, split: str, data):
+        self._where, self._data = (directory, split), data
+
+    def __reduce__(self):
+        return open_source, self._where
 
     def __len__(self) -> int:
         return len(self._data)
@@ -95,7 +98,7 @@ def open_source(directory: str | pathlib.Path, split: str) -> TfdsSource:
     builder = tfds.builder_from_directory(str(found[-1].parent))
     if split not in builder.info.splits:
         raise ValueError(f"split {split!r} is not one of {', '.join(builder.info.splits)}.")
-    return TfdsSource(builder.as_data_source(split=split))
+    return TfdsSource(str(directory), split, builder.as_data_source(split=split))
 
 
 assert {f.name for f in fields(Episode)} == set(JSON_FIELDS) | set(ARRAYS)

@@ -65,11 +65,11 @@ def choose(impl: str, dtype=jnp.bfloat16, device: platform.Device | None = None)
     """
     device = device or platform.device()
     if impl == "auto":
-        for name in fused.BACKENDS:
-            if fused.refusal(name, dtype, device) is None and name in fused.DEFAULT.get(device.platform, ()):
-                return name, f"auto on {device.kind}"
-        why = next((r for n in fused.DEFAULT.get(device.platform, ()) if (r := fused.refusal(n, dtype, device))), "")
-        return "xla", f"auto on {device.kind}" + (f"; {why}" if why else "")
+        name, said = fused.DEFAULT.get(device.platform), f"auto on {device.kind}"
+        if name is None:
+            return "xla", said
+        why = fused.refusal(name, dtype, device)
+        return ("xla", f"{said}; {why}") if why else (name, said)
     if impl not in BACKENDS:
         raise ValueError(f"attention backend {impl!r} does not exist; choose one of {', '.join(BACKENDS)} or auto.")
     refusal = cudnn.refusal(dtype, device) if impl == "cudnn" else fused.refusal(impl, dtype, device)

@@ -30,7 +30,7 @@ from pallas_kernels import platform
 from pallas_kernels.attention.segments import Flat, Masks, flatten
 
 BACKENDS = {"mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}  # name → module beside this file
-DEFAULT = {"tpu": ("mosaic_tpu",), "gpu": ("mosaic_gpu",)}  # platform → what `auto` takes if it can run
+DEFAULT = {"tpu": "mosaic_tpu", "gpu": "mosaic_gpu"}  # platform → what `auto` takes if it can run
 SAVED = ("attn_out", "attn_lse")  # names under which rematerialisation may keep them (`save_only_these_names`)
 
 

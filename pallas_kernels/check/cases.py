@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import attention as attentions
-from pallas_kernels import norm_rope
-from pallas_kernels.flow import programs
+from pallas_kernels.flow import programs as flow_programs
+from pallas_kernels.norm_rope import programs as norm_rope_programs
 
 Program = tuple[Callable, tuple]  # a function and its abstract arguments
 HEAD_DIM = 128
@@ -95,26 +95,14 @@ def _attention(plan, queries: int, keys: list[int], shape: Packed, part: str) ->
     return gradient, (q, kv, kv, plan, q, line, q, line)
 
 
-def normed_and_rotated(platform: str, tokens: int, heads: int, kv_heads: int, backward: bool) -> Program:
-    """q and k of one stream."""
-    slabs = tuple(abstract(tokens, n * HEAD_DIM) for n in (heads, kv_heads))
-    weights = (abstract(HEAD_DIM, dtype=jnp.float32),) * 2
-    table = abstract(tokens, HEAD_DIM, dtype=jnp.float32)
-
-    def forward(xs, weights, cos, sin):
-        return norm_rope.norm_rope(xs, weights, cos, sin, eps=1e-6, impl=IMPL[platform])
-
-    def gradient(xs, weights, cos, sin, dys):
-        return jax.vjp(lambda xs, weights: forward(xs, weights, cos, sin), xs, weights)[1](dys)
-
-    dys = tuple(abstract(n, tokens, HEAD_DIM) for n in (heads, kv_heads))
-    arguments = (slabs, weights, table, table)
-    return (gradient, (*arguments, dys)) if backward else (forward, arguments)
+def norm_rope_operation(platform: str, name: str) -> Program:
+    """Forward or backward, of q and k of Nano on the tokens of a 720p video."""
+    return norm_rope_programs.programs(impl=IMPL[platform])[name]
 
 
 def flow_operation(platform: str, name: str) -> Program:
     """One operation of `pallas_kernels.flow` on the tokens of a 720p video."""
-    return programs.programs(impl=IMPL[platform])[name]
+    return flow_programs.programs(impl=IMPL[platform])[name]
 
 
 def oversized_attention(platform: str) -> Program:
@@ -165,7 +153,7 @@ TABLE = (
         for name, (build, shape) in ATTENTION.items() for part, k in TPU_ATTENTION.items()
     ),
     *(
-        _case(f"{name}/nano-720p", normed_and_rotated, 44_160, *NANO, "backward" in name, tpu={name: k * KIB})
+        _case(f"{name}/nano-720p", norm_rope_operation, name, tpu={name: k * KIB})
         for name, k in NORM_ROPE.items()
     ),
     *(_case(f"flow/{n}", flow_operation, n, tpu={f"flow_{n}": k * KIB}, gpu={f"flow_{n}": 0}) for n, k in FLOW.items()),

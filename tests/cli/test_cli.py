@@ -127,7 +127,12 @@ def test_mistakes_with_checkpoints(capsys, tmp_path, workdir, assets):
     fails(capsys, ["evaluate", f"--workdir={workdir}", *other], "model.", "trained with")
     torn = tmp_path / "checkpoints" / "5"
     torn.mkdir(parents=True)
-    fails(capsys, generate(tmp_path, "text2image", "--prompt=a", out), "no checkpoint", "interrupted: 5")
+    fails(
+        capsys,
+        generate(tmp_path, "text2image", "--prompt=a", out),
+        "damaged",
+        "step 5: _CHECKPOINT_METADATA is missing",
+    )
 
 
 def test_assets_of_another_run(capsys, tmp_path, workdir, assets):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
 
-from data_pipelines.packing import Packer, context_tokens, fill, one_per_row, plan, tight_bucket, unpack
+from data_pipelines.packing import check_fits, context_tokens, fill, one_per_row, plan, tight_bucket, unpack
 from data_pipelines.sample import Sample, validate
 from data_pipelines.schema import MODALITIES, SequenceSpec
 from data_pipelines.tokenizer import ChatTokenizer
@@ -135,7 +135,7 @@ def test_weighted_controls_each_have_an_attention():
     assert planned(dataclasses.replace(s, context=(c,), weights=(5.0,))).controls == 0
     with pytest.raises(ValueError, match="data.bucket.controls is 0"):
         room = dataclasses.replace(tight_bucket([planned(s)], 1), controls=0)
-        Packer(room, 1).batch(iter([planned(s)]), SPEC)
+        check_fits(planned(s), room)
 
 
 @pytest.mark.parametrize(

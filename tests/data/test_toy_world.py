@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import pickle
 import time
 
 import numpy as np
@@ -304,3 +305,4 @@ def test_tfds_holds_the_same_episodes_without_tensorflow(tmp_path):
     stream = StreamSource(6)
     assert {s: digest(e) for s, e in found.items()} == {i: digest(stream[i]) for i in range(6)}
     assert len(tfds_builder.open_source(tmp_path, "test")) == 2
+    assert digest(pickle.loads(pickle.dumps(source))[4]) == digest(source[4])  # as a worker process gets it

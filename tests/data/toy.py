@@ -36,6 +36,7 @@ def spec():
     return config().model.sequence
 
 
-def make_loader(episodes: int = 60, host: int = 0, hosts: int = 1, **changes):
+def make_loader(episodes: int = 60, rows=None, **changes) -> loader.Prefetch:
+    """changes: of the toy's DataConfig."""
     data = dataclasses.replace(config().data, episodes=episodes, **changes)
-    return loader.build(data, spec(), assets(), 1.0, 1.0, host, hosts)
+    return loader.build(data, spec(), assets(), 1.0, 1.0, rows)

@@ -33,15 +33,16 @@ def main():
     def run(attention, *args):
         return jax.jit(jax.value_and_grad(lambda *x: loss(*x, attention)))(*args)
 
-    here = mesh.build(MeshConfig(data=1, fsdp=2, tp=2), jax.devices()[:4])
-    with jax.set_mesh(here):
-        placed = jax.device_put(params, shard.place(params, cosmos.logical_axes(cfg), here))
-        data = jax.device_put((batch, noised, times), shard.batch_sharding(here))
-        want = run("xla", placed, *data)  # that this is what one device computes, test_mesh.py shows
-        with platform.interpreted():
-            got = run("mosaic_tpu", placed, *data)
-    for a, b in zip(jax.tree.leaves(got), map(np.asarray, jax.tree.leaves(want)), strict=True):
-        assert np.abs(np.asarray(a) - b).max() <= 1e-5 * np.abs(b).max()
+    for axes in (MeshConfig(data=1, fsdp=2, tp=2), MeshConfig(data=1, fsdp=1, tp=2, cp=2)):
+        here = mesh.build(axes, jax.devices()[:4])
+        with jax.set_mesh(here):
+            placed = jax.device_put(params, shard.place(params, cosmos.logical_axes(cfg), here))
+            data = jax.device_put((batch, noised, times), shard.batch_sharding(here))
+            want = run("xla", placed, *data)  # that this is what one device computes, test_mesh.py shows
+            with platform.interpreted():
+                got = run("mosaic_tpu", placed, *data)
+        for a, b in zip(jax.tree.leaves(got), map(np.asarray, jax.tree.leaves(want)), strict=True):
+            assert np.abs(np.asarray(a) - b).max() <= 1e-5 * np.abs(b).max()
 
 
 if __name__ == "__main__":

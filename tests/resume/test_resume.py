@@ -26,7 +26,7 @@ def run(workdir, **request):
 
 def stop_when(condition, workdir, sig):
     """Start a run and send it a signal as soon as `condition()` holds."""
-    process = synthetic.start({"workdir": str(workdir), "train.steps": STEPS, "pause": 0.15})
+    process = synthetic.start({"workdir": str(workdir), "train.steps": STEPS, "loader": {"pause": 0.15}})
     deadline = time.time() + 300
     while not condition() and process.poll() is None and time.time() < deadline:
         time.sleep(0.0005)
@@ -60,7 +60,7 @@ def test_a_killed_run_resumes_bit_exactly(whole, tmp_path, moment):
         code, out = run(tmp_path, die_before_commit=4)
         assert interrupted(directory) and complete(directory) == [2]
     else:
-        names = ["4"] if moment == "after_commit" else ["4.orbax-checkpoint-tmp", "4"]
+        names = ["4"] if moment == "after_commit" else ["4.writing.orbax-checkpoint-tmp", "4"]
         code, out = stop_when(lambda: any((directory / n).exists() for n in names), tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL, out
     last = complete(directory)[-1]
@@ -80,11 +80,14 @@ def test_sigterm_saves_and_the_run_continues(whole, tmp_path):
 
 
 def test_a_poisoned_batch_stops_the_run_and_is_named(tmp_path):
-    code, out = run(tmp_path, poison=4)
+    code, out = run(tmp_path, loader={"poison": [4, 0]})
     assert code == 1 and "NonFiniteLoss: Step 5 " in out, out
     bad = json.loads((tmp_path / "bad_batch.json").read_text())
     real = synthetic.batch(4)["segment_sample_id"].ravel().tolist()
-    assert bad["step"] == 5 and bad["sample_ids"] == real and len(bad["tasks"]) == len(real)
+    (event,) = bad["batches"]
+    (rows,) = event["processes"]
+    assert event["step"] == 5 and event["action"] == "stop" and rows["process"] == 0
+    assert rows["sample_ids"] == real and len(rows["tasks"]) == len(real)
     assert str(real[0]) in out
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest() == 4
@@ -132,11 +135,14 @@ def test_other_training_settings_are_refused_where_the_state_differs(whole):
 def test_absent_and_interrupted_checkpoints_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="There is no checkpoint in"):
         load_params(tmp_path, "ema", {})
-    (tmp_path / "9.orbax-checkpoint-tmp").mkdir()
-    (tmp_path / "12").mkdir()  # copied by hand, cut short
+    (tmp_path / "9.writing.orbax-checkpoint-tmp").mkdir()
     assert Checkpoints(tmp_path).latest() is None
-    with pytest.raises(CheckpointError, match=r"interrupted: 12, 9\.orbax-checkpoint-tmp"):
+    with pytest.raises(CheckpointError, match=r"interrupted: 9\.writing\.orbax-checkpoint-tmp"):
         Checkpoints(tmp_path).restore({}, config=None)
+    (tmp_path / "12").mkdir()  # copied by hand, cut short: not a reason to start afresh
+    for ask in (Checkpoints(tmp_path).latest, lambda: Checkpoints(tmp_path).restore({}, config=None)):
+        with pytest.raises(CheckpointError, match=r"Every checkpoint in .* is damaged \(step 12: .* is missing\)"):
+            ask()
 
 
 def test_averages_of_a_run_with_frozen_parameters(tmp_path):

@@ -12,7 +12,7 @@ from cosmos_jax.__main__ import main
 from cosmos_jax.bench import ours, published, scaling, table, versus, work
 from cosmos_jax.cli import options
 from cosmos_jax.codecs.wan.config import WanConfig
-from cosmos_jax.config import ConfigError, ModelConfig
+from cosmos_jax.config import Config, ConfigError, ModelConfig
 from cosmos_jax.precision import Precision
 
 TINY = ModelConfig(
@@ -142,7 +142,7 @@ def test_options_reach_the_bench(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(scaling, "run", run)
     o = options.parse(["bench", "generate", "--scaling", "--shape=256p,480p", "--repeat=2", f"--out={tmp_path}"])
-    bench.prepare(o, TINY)()
+    bench.prepare(o, Config(model=TINY))()
     assert seen == [(("256p", "480p"), 2)]
     assert "300 GFLOP/s" in capsys.readouterr().out
     assert json.loads((tmp_path / "generate-scaling.json").read_text())["rows"] == [row]

@@ -15,7 +15,8 @@ from cosmos_jax.__main__ import main
 from cosmos_jax.bench import attention, clock, contenders, denoise, flow, ours, packs, table, train, work
 from cosmos_jax.bench.packs import Pack
 from cosmos_jax.cli import options
-from cosmos_jax.config import ConfigError, ModelConfig
+from cosmos_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from data_pipelines.schema import Bucket
 from pallas_kernels import platform
 
 TINY = ModelConfig(
@@ -131,7 +132,7 @@ def test_a_denoising_step_and_its_parts(monkeypatch):
 
 def test_a_training_step_and_its_share_of_the_peak(monkeypatch):
     samples = ((11, (2, 4, 4)), (7, (1, 4, 6)))
-    monkeypatch.setattr(train, "WORKLOADS", {"tiny": train.Workload(TINY, samples)})
+    monkeypatch.setattr(train, "WORKLOADS", {"tiny": train.Workload(train.frozen_text(TINY), samples)})
     (row,) = train.run(["tiny"], repeat=1, say=lambda _: None)["rows"]
     assert finite(row) and (row["samples"], row["tokens"]) == (2, 11 + 7 + 8 + 6)
     counts = flops.count(train.batch(train.WORKLOADS["tiny"]))
@@ -140,9 +141,22 @@ def test_a_training_step_and_its_share_of_the_peak(monkeypatch):
     assert row["share"] == pytest.approx(row["tflops"] * 1e12 / 1e9)
 
 
+def test_the_step_of_a_config(monkeypatch):
+    """Its bucket, every row filled as `plan` counts, its trained parameters, its recomputing."""
+    bucket = Bucket(rows=2, und=16, gen=24, vision=24, action=0, sound=0, segments=2)
+    config = Config(model=TINY, data=DataConfig(bucket=bucket))
+    (row,) = train.measure({"tiny": train.of(config)}, repeat=1, say=lambda _: None)["rows"]
+    assert (row["samples"], row["tokens"], row["devices"]) == (2, 2 * (16 + 24), 1)
+    counts = flops.count(train.batch(train.of(config)))
+    assert row["tflop"] * 1e12 == pytest.approx(flops.train_step(TINY, counts, train_und=True))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ("attention --config=configs/nano.py", "--config belongs to bench generate and train"),
+        ("train --config=configs/toy.py --shape=nano-packed", "--shape and --config are both given"),
+        ("train --config=configs/toy.py --config.mesh.fsdp=3", "does not fit"),
         ("atention", "invalid choice: 'atention'"),
         ("attention --shape=nano-720", "did you mean 'nano-720p'"),
         ("flow --shape=nano-packed", "--shape=nano-packed is not a size"),
@@ -174,7 +188,7 @@ def test_options_reach_the_bench(words, names, monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(attention, "run", run)
     o = options.parse(["bench", "attention", *words.split(), "--repeat=2", f"--out={tmp_path}"])
-    bench.prepare(o, TINY)()
+    bench.prepare(o, Config(model=TINY))()
     assert seen == [(tuple(names), 2)]
     out = capsys.readouterr().out
     assert "300 GFLOP/s" in out and ("On a CPU: scaled-256p" in out) == (words == "")

@@ -9,7 +9,7 @@ from data import toy
 from cosmos_jax.loss import loss_fn
 from cosmos_jax.model import cosmos
 from cosmos_jax.precision import HIGHEST
-from data_pipelines.packing import Packer, fill, plan, tight_bucket
+from data_pipelines.packing import capacity, choose, fill, needs, plan, tight_bucket
 from data_pipelines.toy_world.samples import TASKS
 
 
@@ -21,7 +21,12 @@ def test_packing_changes_neither_loss_nor_gradient():
         plan(toy.sample(t.name, i, sample_id=100 + i), toy.assets().tokenizer, toy.spec()) for i, t in enumerate(TASKS)
     ]
     bucket = dataclasses.replace(config.data.bucket, rows=4)
-    packed = Packer(bucket, 16).batch(iter(samples), toy.spec())
+    rows, waiting = [], samples
+    while waiting:
+        chosen = choose(np.array([needs(p) for p in waiting]), capacity(bucket))
+        rows.append([waiting[k] for k in chosen])
+        waiting = [p for k, p in enumerate(waiting) if k not in chosen]
+    packed = fill(rows, bucket, toy.spec())
     assert (packed["segment_sample_id"] >= 0).sum() == len(TASKS)
     alone = fill([[p] for p in samples], tight_bucket(samples, len(samples)), toy.spec())
     params = jax.tree.map(
