@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -221,13 +222,11 @@ def faulty():
 
 @pytest.mark.parametrize(("what", "error"), [("raise", OSError), ("kill", workers.WorkerError)])
 def test_a_worker_that_fails_is_one_error_here(faulty, what, error):
-    begin = time.monotonic()
     loader = faulty(what)
     words = "the disk is on fire" if what == "raise" else "data worker 0 .* exit code -9 before it had prepared sample"
     for _ in range(2):  # and stays one: nobody waits for a thread that has ended
         with pytest.raises(error, match=words):
             next(loader)
-    assert time.monotonic() - begin < 20
     assert loader.get_state()["step"] == 0  # nothing was handed out, nothing is skipped
 
 
@@ -269,9 +268,10 @@ def test_closing_ends_a_worker_that_hangs(faulty):
     loader._start()
     time.sleep(2.0)
     pids = [p.pid for p in loader._loader._workers.processes]
-    begin = time.monotonic()
-    loader.close()
-    assert time.monotonic() - begin < 5
+    closing = threading.Thread(target=loader.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive(), "it waits for what hangs"
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -82,17 +82,19 @@ def test_rows_that_a_full_disk_refuses_come_later_and_none_is_torn(tmp_path, cap
 
 
 def test_the_watchdog_reports_again_and_falls_silent_when_things_move(tmp_path, capfd):
-    with Watchdog(tmp_path, limit=0.3, slow=30.0) as watchdog:
-        time.sleep(0.6)
+    with Watchdog(tmp_path, limit=1.0, slow=30.0) as watchdog:
+        time.sleep(1.5)
         assert not capfd.readouterr().err, "the start may take longer"
         watchdog.beat("step 7")
         parked = threading.Event()
         threading.Thread(target=parked.wait, name="parked", daemon=True).start()
-        time.sleep(1.2)
+        said, deadline = "", time.monotonic() + 60
+        while said.count("nothing has moved for") < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+            said += capfd.readouterr().err
         parked.set()
-        said = capfd.readouterr().err
-        assert said.count("nothing has moved for") >= 2 and "in step 7; still waiting" in said
-        for _ in range(8):
+        assert said.count("in step 7; still waiting") >= 2, said
+        for _ in range(15):
             watchdog.beat("step 8")
             time.sleep(0.1)
         assert not capfd.readouterr().err
@@ -105,10 +107,9 @@ def test_an_interpreter_that_hangs_is_ended_if_so_set(tmp_path):
         "import pathlib, sys, time\nfrom cosmos_jax.watchdog import Watchdog\n"
         "with Watchdog(pathlib.Path(sys.argv[1]), 0.5, 0.5, abort=True) as w:\n    w.beat('step 3')\n    time.sleep(60)"
     )
-    begin = time.time()
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, env=synthetic.environment(), capture_output=True, text=True, timeout=50)
-    assert done.returncode == HUNG and time.time() - begin < 40
+    assert done.returncode == HUNG
     assert re.search("in step 3; this process ends now.*File", done.stderr, re.S)
 
 
