@@ -68,12 +68,12 @@ def described(cfg: Config, answer: dict, what: str, size: str, mix: tuple[str, .
 
 
 def _exhausted(p: dict, answer: dict, estimate: dict) -> dict:
-    """The compiler gave up: arguments by the formulas, temporaries as it said."""
+    """The compiler gave up: arguments by the formulas, the rest of what it wanted are temporaries."""
     parts = {k: v for k, v in estimate["memory"].items() if k != "temporaries"}
-    more = answer["exhausted"] or estimate["memory"]["temporaries"]
+    needs = answer["exhausted"] or sum(estimate["memory"].values())
     p = {k: estimate[k] for k in ("mesh", "kind", "compute", "attention", "devices")} | p
     p |= {"estimate": estimate["estimate"], "estimated": sum(estimate["memory"].values())}
-    p |= {"memory": parts | {"temporaries": more}, "needs": sum(parts.values()) + more, "fits": False}
+    p |= {"memory": parts | {"temporaries": max(0, needs - sum(parts.values()))}, "needs": needs, "fits": False}
     p |= {"how": "the compiler refused it: " + answer["says"].split(". HLO")[0], "exhausted": True}
     return p | {"verdict": verdict(p)}
 

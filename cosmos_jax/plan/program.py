@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def exhausted(message: str) -> int | None:
-    """Bytes of temporaries that the compiler wanted, if it says."""
+    """Bytes that the compiler wanted in all, if it says: libtpu's "HLO temporaries" count arguments and results too."""
     for pattern in (
         r"temporaries \(([\d.]+)([GMK])",
         r"Used ([\d.]+)([GMK]) of",

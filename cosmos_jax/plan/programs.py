@@ -23,7 +23,7 @@ from cosmos_jax.precision import resolve
 from cosmos_jax.sampling import engine, schedules
 from cosmos_jax.sampling.generate import Job
 from cosmos_jax.sampling.guidance import Guidance
-from cosmos_jax.sampling.memory import held
+from cosmos_jax.sampling.memory import held, temporaries
 from data_pipelines.packing import fill, plan, tight_bucket
 from data_pipelines.sample import Sample
 from data_pipelines.schema import FIELDS, Bucket, SequenceSpec, field_shape
@@ -91,18 +91,17 @@ class _Length:
 
 def _report(program: jax.stages.Compiled, mesh: jax.sharding.Mesh, parts: dict[str, int]) -> dict[str, Any]:
     memory = program.memory_analysis()
-    arguments = memory.argument_size_in_bytes
+    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
     slices = len({getattr(d, "slice_index", None) for d in mesh.devices.flat})
     found = hlo.collectives(program.as_text(), dict(mesh.shape), slices)
     return {
         "memory": parts | {
             "other": arguments - sum(parts.values()),
-            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes, "code": memory.generated_code_size_in_bytes,
+            "results": results, "temporaries": temporaries(memory), "code": memory.generated_code_size_in_bytes,
         },
         "aliased": memory.alias_size_in_bytes, "arguments": arguments,
-        "peak": int(getattr(memory, "peak_memory_in_bytes", 0)),
-        "host": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes - host, "host": host,
         "collectives": [dataclasses.asdict(c) for c in found],
         "devices": math.prod(mesh.shape.values()),
     }  # fmt: skip

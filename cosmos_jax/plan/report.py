@@ -55,7 +55,7 @@ def _head(plan: dict) -> Iterator[str]:
 def _memory(plan: dict) -> Iterator[str]:
     yield ""
     how = "estimated" if plan["analytic"] else "as compiled"
-    how = "the temporaries as the compiler counted them" if plan.get("exhausted") else how
+    how = "the sum as the compiler counted it" if plan.get("exhausted") else how
     yield f"memory of one device ({how})"
     for name, size in plan["memory"].items():
         if size > 0 or name == "temporaries":
@@ -72,8 +72,7 @@ def _memory(plan: dict) -> Iterator[str]:
         yield f"  {'on the host':12} {gib(plan['host'])}  moments and average, between steps"
     chip = CHIPS[parse(plan["topology"]).family]
     share = "as libtpu says" if chip.wraps else f"{GPU_SHARE:.0%} of {gib(chip.memory).strip()}"
-    peak = plan.get("peak", 0) - plan.get("host", 0)  # the compilers count both memories
-    peak = f"  at its peak {gib(peak).strip()} are used" if peak > 0 else ""
+    peak = f"  at its peak {gib(plan['peak']).strip()} are used" if plan.get("peak") and not chip.wraps else ""
     yield f"  {'needs':12} {gib(plan['needs'])}{peak}"
     yield f"  {'has':12} {gib(plan['has'])}  {share}"
     yield f"  {'head-room':12} {gib(plan['has'] - plan['needs'])}"

@@ -228,8 +228,8 @@ def test_a_compiler_that_runs_out_of_memory_is_a_plan(monkeypatch):
     monkeypatch.setattr(make, "compiled", lambda request: {"exhausted": wanted, "says": said})
     cfg = read_config("configs/nano.py", [("data.bucket.rows", "8")])
     found = make.plan(cfg, "v5e:2x4")
-    assert not found["fits"] and found["memory"]["temporaries"] == wanted
-    assert found["verdict"].startswith("DOES NOT FIT: needs 57.") and "GiB more than the 15.75" in found["verdict"]
+    assert not found["fits"] and sum(found["memory"].values()) == found["needs"] == wanted
+    assert found["verdict"].startswith("DOES NOT FIT: needs 40.56") and "GiB more than the 15.75" in found["verdict"]
     assert "refused" in "\n".join(plan.report.lines(found))
 
 

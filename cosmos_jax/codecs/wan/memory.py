@@ -16,6 +16,7 @@ from cosmos_jax.codecs.wan.config import WanConfig
 from cosmos_jax.codecs.wan.params import abstract
 from cosmos_jax.codecs.wan.tiling import Window, tiles
 from cosmos_jax.precision import Precision
+from cosmos_jax.sampling.memory import temporaries
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def need(
     m = compiled.memory_analysis()
     own = m.output_size_in_bytes - m.alias_size_in_bytes
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-    total = m.temp_size_in_bytes + m.argument_size_in_bytes + own
-    return Need(m.temp_size_in_bytes, kept, total, compiled.cost_analysis()["flops"])
+    temporary = temporaries(m)
+    total = temporary + m.argument_size_in_bytes + own
+    return Need(temporary, kept, total, compiled.cost_analysis()["flops"])
 
 
 def measure(

@@ -5,11 +5,18 @@ the plan names.
 """
 
 import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
+from cosmos_jax.chips import CHIPS, GIB
 from cosmos_jax.cli.options import read_config
 from cosmos_jax.plan import make, memory
+from cosmos_jax.plan.program import environment
 from pallas_kernels.check import topology
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: make check-kernels")
@@ -71,6 +78,45 @@ def test_a_compiler_that_runs_out_of_memory_is_read():
     found = make.plan(cfg, "v5e:2x2")
     assert not found["fits"] and found["needs"] > found["has"] and "RESOURCE_EXHAUSTED" in found["how"]
     assert memory.estimate(cfg, topology.parse("v5e:2x2"))["memory"]["parameters"] == found["memory"]["parameters"]
+
+
+BLOCKS = """
+import json, sys, jax, jax.numpy as jnp
+from cosmos_jax.plan import program
+one = jax.sharding.SingleDeviceSharding(program.devices("v5e:2x2")[0])
+layers, rows = 24, int(sys.argv[1])
+def loss(weights, x):
+    block = jax.checkpoint(lambda x, w: (x + jax.nn.silu(x @ w[0]) @ w[1], None))
+    return (jax.lax.scan(block, x, weights)[0].astype(jnp.float32) ** 2).mean()
+def step(weights, moments, x):
+    grads = jax.grad(loss)(jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights), x)
+    moments = jax.tree.map(lambda m, g: 0.9 * m + g, moments, grads)
+    return jax.tree.map(lambda w, m: w - m, weights, moments), moments
+shapes = [((layers, 2048, 6144), "float32"), ((layers, 6144, 2048), "float32"), ((rows, 2048), "bfloat16")]
+a, b, x = (jax.ShapeDtypeStruct(*s, sharding=one) for s in shapes)
+try:
+    m = jax.jit(step, donate_argnums=(0, 1)).lower((a, b), (a, b), x).compile().memory_analysis()
+    print(json.dumps([m.peak_memory_in_bytes, m.argument_size_in_bytes + m.temp_size_in_bytes]))
+except jax.errors.JaxRuntimeError as e:
+    print(json.dumps(str(e)))
+"""
+
+
+def test_libtpu_refuses_by_its_peak_and_not_by_its_temporaries():
+    """What `sampling.memory.temporaries` rests on: arguments and temp_size may exceed the chip, the peak may not."""
+    if why := topology.missing("v5e:2x2"):
+        pytest.skip(why)
+
+    def asked(rows: int):
+        command = [sys.executable, "-c", BLOCKS, str(rows)]
+        done = subprocess.run(command, env=os.environ | environment(), capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    has = CHIPS["v5e"].usable
+    peak, together = asked(73728)
+    assert 0.95 * has < peak < has < together
+    refusal = re.search(r"temporaries \(([\d.]+)G\) exceeds available HBM \(15.75G\)", asked(81920))
+    assert refusal and 1 < float(refusal[1]) * GIB / peak < 81920 / 73728
 
 
 def test_a_denoising_step():
