@@ -29,7 +29,7 @@ def get_config():
         rope_sections=(6, 5, 5), rope_theta=5.0, vocab=512, latent_channels=16, action_dim=16, sound_dim=16,
         remat="attn", vision=VISION,
     )  # fmt: skip
-    set_group(config, "data", mixture=MIXTURE, episodes=12000, eval_episodes=128, look_ahead=48)
+    set_group(config, "data", mixture=MIXTURE, episodes=12000, eval_episodes=128, look_ahead=48, in_step=False)
     set_group(config["data"], "bucket", rows=4, und=128, gen=184, vision=184, action=64, sound=96, segments=10, vit=96)
     set_group(
         config, "flow", weight_vision=1.0, weight_action=1.0, weight_sound=0.2, weight_text=4.0,

@@ -140,6 +140,9 @@ class DataConfig:
     prefetch: int = 4  # batches prepared ahead
     workers: int = 0  # processes that prepare samples; 0 = a thread of the training process
     look_ahead: int = 4  # samples beyond a row's worth from which the packer may choose, in every row
+    # Rows take up the same kinds of samples in the same step, so that none is much dearer than the others, for which
+    # all wait. A step then sees fewer kinds: where rows cost the same anyway, let each draw its own.
+    in_step: bool = True
     mixture: tuple[tuple[str, float], ...] = ()  # (task, share of the samples); shares are normalised
     bucket: Bucket = field(default_factory=lambda: Bucket(8, 128, 128, 96, 32, 64, 8))  # of the global batch
     caption_dropout: float = 0.1  # share of generation samples whose caption is emptied (classifier-free guidance)

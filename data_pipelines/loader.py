@@ -126,6 +126,7 @@ class Loader:
 SETTINGS = {
     "rows": "data.bucket.rows",
     "seed": "data.seed",
+    "in_step": "data.in_step",
     "kinds": "data.mixture, or a source, with (share, records)",
 }
 
@@ -217,7 +218,7 @@ def toy(source, data, spec, assets, shift_image: float, shift_video: float) -> t
     source: random access to `Episode`s, picklable. data: DataConfig.
     """
     make = ToySamples(source, assets, data, shift_image, shift_video)
-    order = Order({name: Kind(share, len(source)) for name, share in data.mixture}, data.seed)
+    order = Order({name: Kind(share, len(source)) for name, share in data.mixture}, data.seed, data.in_step)
     return Prepare(make, assets.tokenizer, spec, data.bucket), order
 
 
@@ -228,7 +229,7 @@ def build(data, spec, assets, shift_image: float, shift_video: float, rows: Sequ
     """
     source: Any
     if data.source == "rehearsal":
-        what = rehearsal.stream(spec, data.bucket, data.seed)
+        what = rehearsal.stream(spec, data.bucket, data.seed, data.in_step)
         return Prefetch(Loader(*what, data.look_ahead, rows, data.workers, data.prefetch), data.prefetch)
     if data.source == "toy":
         source = StreamSource(data.episodes)

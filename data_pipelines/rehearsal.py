@@ -78,7 +78,7 @@ def store(channels: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(channels * LENGTHS[-1][1] * h * w, np.float32)
 
 
-def stream(spec: SequenceSpec, bucket: Bucket = BUCKET, seed: int = 0) -> tuple[Prepare, Order]:
+def stream(spec: SequenceSpec, bucket: Bucket = BUCKET, seed: int = 0, in_step: bool = True) -> tuple[Prepare, Order]:
     """What `Loader` takes. Sizes that do not fit a row of the bucket are left out; ValueError if none fits."""
     from data_pipelines.order import Kind, Order  # brings grain, which worker processes do without
 
@@ -92,6 +92,6 @@ def stream(spec: SequenceSpec, bucket: Bucket = BUCKET, seed: int = 0) -> tuple[
             f"data.source=rehearsal: no published size fits data.bucket.gen={bucket.gen} and vision={bucket.vision}; "
             "the smallest image has 60 tokens."
         )
-    order = Order({name: Kind(clip.share, RECORDS) for name, clip in found.items()}, seed)
+    order = Order({name: Kind(clip.share, RECORDS) for name, clip in found.items()}, seed, in_step)
     make = Lab(tuple(found.values()), spec.latent_channels, min(2000, bucket.und // 4))
     return Prepare(make, Length(), spec, bucket), order

@@ -48,7 +48,7 @@ class Row:
 
     def pack(self, step: int) -> list[Planned]:
         """The samples of a step, in the order in which they were taken up. Steps follow one another, from 0."""
-        kinds, before = self._order.draws(step), len(self._waiting)
+        kinds, before = self._order.draws(step, self.number), len(self._waiting)
         while self._wants_more():
             kind = next(kinds)
             self._waiting.append(self._prepared(kind, self._next[kind]))
@@ -63,7 +63,7 @@ class Row:
         """Let the workers begin with what the row is likely to take up in these steps; it will take it up sometime."""
         soon: Counter[int] = Counter()
         for s in range(step, step + steps):
-            soon.update(islice(self._order.draws(s), self._taken + 1))
+            soon.update(islice(self._order.draws(s, self.number), self._taken + 1))
         for kind, count in soon.items():
             for n in range(self._next[kind], self._next[kind] + count):
                 self._workers.ask(self._order.job(kind, n * self.rows + self.number))

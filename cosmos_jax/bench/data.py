@@ -28,7 +28,7 @@ from data_pipelines.row import Row
 from data_pipelines.toy_world.samples import ToyAssets
 from data_pipelines.toy_world.stream import StreamSource
 
-Stream = Callable[[int], tuple[Prepare, Order]]  # by seed
+Stream = Callable[[bool], tuple[Prepare, Order]]  # of rows in step or not
 
 
 class Mixture(NamedTuple):
@@ -47,8 +47,8 @@ def toy() -> Mixture:
     """Model and data of configs/toy.py. Episodes are simulated, rendered and encoded when they are first met."""
     config, assets = from_dict(importlib.import_module("configs.toy").get_config()), ToyAssets.fit()
 
-    def stream(seed: int) -> tuple[Prepare, Order]:
-        data = dataclasses.replace(config.data, seed=seed)
+    def stream(in_step: bool) -> tuple[Prepare, Order]:
+        data = dataclasses.replace(config.data, in_step=in_step)
         return loaders.toy(StreamSource(data.episodes), data, config.model.sequence, assets, 1.0, 1.0)
 
     rows = tuple(range(config.data.bucket.rows))
@@ -59,7 +59,7 @@ def labs() -> Mixture:
     """Nano and `rehearsal`. A host with two of the sixteen rows is timed."""
     nano = ModelConfig(action_dim=0, sound_dim=0)
     thin = dataclasses.replace(nano, latent_channels=1)
-    timed, counted = (lambda seed, m=m: rehearsal.stream(m.sequence, seed=seed) for m in (nano, thin))
+    timed, counted = (lambda in_step, m=m: rehearsal.stream(m.sequence, in_step=in_step) for m in (nano, thin))
     return Mixture(nano, timed, counted, (0, 1), DataConfig().look_ahead, batches=2, steps=40)
 
 
@@ -81,7 +81,7 @@ def run(names: Sequence[str], workers: Sequence[int], repeat: int = 3, say: Call
 
 def rates(m: Mixture, workers: int, repeat: int) -> dict:
     """Of one host, per second, medians of `repeat` turns. The first batch, which fills the look-ahead, is by itself."""
-    loader = Loader(*m.timed(0), m.look_ahead, m.rows, workers, ahead=2)
+    loader = Loader(*m.timed(True), m.look_ahead, m.rows, workers, ahead=2)
     turns = []
     try:
         begin = time.perf_counter()
@@ -103,19 +103,18 @@ def rates(m: Mixture, workers: int, repeat: int) -> dict:
 
 def count(m: Mixture) -> dict:
     """Over the rows of the global batch; means over the steps after the first quarter, in which a run settles."""
-    bucket = m.counted(0)[0].bucket
-    together = Loader(*m.counted(0), m.look_ahead).streams
-    alone = [Loader(*m.counted(1 + r), m.look_ahead, (r,)).streams[0] for r in range(bucket.rows)]
+    together, alone = (Loader(*m.counted(in_step), m.look_ahead) for in_step in (True, False))
+    bucket = together.bucket
     costs: dict[str, list[float]] = {"balance": [], "balance_alone": []}
     filled, since, longest = Filled(), dict[int, int](), 0
     for step in range(m.steps):
-        for name, rows in zip(costs, (together, alone), strict=True):
-            packs = [row.pack(step) for row in rows]
+        for name, loader in zip(costs, (together, alone), strict=True):
+            packs = [row.pack(step) for row in loader.streams]
             each = [cost(m.model, bucket.und, bucket.gen, [(p.size["und"], p.size["gen"]) for p in x]) for x in packs]
             if step >= m.steps // 4:
                 costs[name].append(max(each) * len(each) / sum(each))
             if name == "balance":
-                longest = max(longest, _waited(since, step, together, packs))
+                longest = max(longest, _waited(since, step, together.streams, packs))
                 if step >= m.steps // 4:
                     filled.count(packs, bucket)
     means = {name: float(np.mean(x)) for name, x in costs.items()}

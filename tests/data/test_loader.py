@@ -1,6 +1,7 @@
 """The loader's promises: one global batch for any number of hosts and workers, resumed to the bit, nothing skipped."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -119,6 +120,7 @@ def test_a_restart_may_change_hosts_and_workers(unbroken):
     ("change", "words"),
     [
         (dict(seed=5), "of data.seed 0, this run has 5"),
+        (dict(in_step=not DATA.in_step), "of data.in_step"),
         (dict(bucket=dataclasses.replace(DATA.bucket, rows=8)), "of data.bucket.rows 4, this run has 8"),
         (dict(mixture=DATA.mixture[:3]), "of data.mixture, or a source"),
         (dict(episodes=61), "of data.mixture, or a source"),
@@ -153,13 +155,23 @@ def test_every_record_of_a_kind_comes_once_per_pass():
 def test_the_mixture_has_its_shares_and_a_share_of_nothing_gives_nothing():
     order, count = Order({"a": Kind(1.0, 7), "never": Kind(0.0, 7), "b": Kind(3.0, 7)}, seed=3), Counter()
     for step in range(300):
-        draws = order.draws(step)
+        draws = order.draws(step, 0)
         count.update(next(draws) for _ in range(10))
     assert count["never"] == count[1] == 0 and abs(count[2] / 3000 - 0.75) < 0.03
     with pytest.raises(ValueError, match="must not be negative"):
         Order({"a": Kind(-1.0, 7)}, 0)
     with pytest.raises(ValueError, match="the source of a is empty"):
         Order({"a": Kind(1.0, 0)}, 0)
+
+
+def test_rows_in_step_draw_the_same_kinds_and_others_their_own():
+    def drawn(in_step: bool) -> list[tuple[int, ...]]:
+        order = Order({"a": Kind(1.0, 7), "b": Kind(3.0, 7)}, seed=3, in_step=in_step)
+        return [tuple(itertools.islice(order.draws(step, row), 20)) for row in range(4) for step in range(5)]
+
+    together, alone = drawn(True), drawn(False)
+    assert together == together[:5] * 4 and len(set(together)) == 5
+    assert len(set(alone)) == 20
 
 
 def test_the_toy_mixture_packs_at_97_percent():

@@ -8,6 +8,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -15,12 +16,12 @@ from flax.traverse_util import flatten_dict
 
 from cosmos_jax import mesh as meshes
 from cosmos_jax import optim, precision, shard, state
-from cosmos_jax.chips import CHIPS
+from cosmos_jax.chips import CHIPS, GIB
 from cosmos_jax.cli.options import read_config
 from cosmos_jax.config import PrecisionConfig
 from cosmos_jax.model import cosmos
 from cosmos_jax.plan import memory, programs, shapes
-from cosmos_jax.sampling.memory import held
+from cosmos_jax.sampling.memory import held, temporaries
 from pallas_kernels.check import topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -92,10 +93,29 @@ def test_it_needs_no_jax():
     assert done.stdout.split()[-2:] == ["False", "False"] and "FITS" in done.stdout
 
 
+def for_a_tpu():
+    """Inside, programs are traced for a TPU, as a plan does on a CPU."""
+    chip = jax.sharding.AbstractDevice("TPU v5", 1, "tpu")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=chip))
+
+
+def account(**of) -> types.SimpleNamespace:
+    """What a compiler says of a program with 2 GiB of arguments, donated but for 0.5, and 1 GiB on the host."""
+    known = dict(argument=2.0, output=1.75, alias=1.5, temp=9.0, host_argument=1.0, host_temp=0.0)
+    said = {f"{k}_size_in_bytes": int(v * GIB) for k, v in known.items()}
+    return types.SimpleNamespace(**said, **{k: int(v * GIB) for k, v in of.items()})
+
+
+def test_a_tpus_temporaries_are_what_its_peak_leaves():
+    with for_a_tpu():
+        assert temporaries(account(peak_memory_in_bytes=8.0)) == (8.0 - 1.0 - 2.0 - 0.25) * GIB
+        assert temporaries(account(peak_memory_in_bytes=0)) == 9 * GIB, "unknown, as in a program from the cache"
+    assert temporaries(account(peak_memory_in_bytes=8.0)) == 9 * GIB, "elsewhere they are one block"
+
+
 def test_the_compute_dtype_is_that_of_the_chip_which_is_traced_for():
     """Not of this machine: a plan for a TPU, made on a CPU, computes in bfloat16."""
     assert precision.resolve(PrecisionConfig()).compute == "float32"
-    chip = jax.sharding.AbstractDevice("TPU v5", 1, "tpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=chip)):
+    with for_a_tpu():
         assert precision.resolve(PrecisionConfig()).compute == "bfloat16"
     assert precision.resolve(PrecisionConfig(compute="float32")).compute == "float32"

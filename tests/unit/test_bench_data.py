@@ -23,8 +23,8 @@ ONE, EIGHT = (dataclasses.replace(rehearsal.BUCKET, rows=n) for n in (1, 8))
 def small() -> data.Mixture:
     """The lab's sizes with one latent channel, eight rows."""
 
-    def stream(seed):
-        return rehearsal.stream(THIN.sequence, EIGHT, seed)
+    def stream(in_step):
+        return rehearsal.stream(THIN.sequence, EIGHT, in_step=in_step)
 
     return data.Mixture(THIN, stream, stream, (0, 1), look_ahead=4, batches=1, steps=16)
 
