@@ -167,7 +167,7 @@ def test_the_mixture_has_its_shares_and_a_share_of_nothing_gives_nothing():
 def test_rows_in_step_draw_the_same_kinds_and_others_their_own():
     def drawn(in_step: bool) -> list[tuple[int, ...]]:
         order = Order({"a": Kind(1.0, 7), "b": Kind(3.0, 7)}, seed=3, in_step=in_step)
-        return [tuple(itertools.islice(order.draws(step, row), 20)) for row in range(4) for step in range(5)]
+        return [tuple(itertools.islice(order.draws(step, row), 64)) for row in range(4) for step in range(5)]
 
     together, alone = drawn(True), drawn(False)
     assert together == together[:5] * 4 and len(set(together)) == 5
@@ -217,13 +217,13 @@ def test_a_sample_that_cannot_be_packed_is_named():
 
 @pytest.fixture
 def faulty():
-    """A prefetching loader with one worker of a fault at the first sample of the most frequent task."""
+    """A prefetching loader with one worker of a fault at the first sample of row 1."""
     made = []
 
     def build(what: str) -> loaders.Prefetch:
         good = make()
-        kind = next(good._order.draws(0))
-        bad = broken.fault(good._prepare, what, good._order.job(kind, 1).sample_id)  # of row 1
+        kind = next(good._order.draws(0, 1))
+        bad = broken.fault(good._prepare, what, good._order.job(kind, 1).sample_id)
         made.append(loaders.Prefetch(loaders.Loader(bad, good._order, DATA.look_ahead, workers=1, ahead=1), 2))
         return made[-1]
 
