@@ -13,6 +13,7 @@ Nothing of this package but `program` and `programs`, which run in a process of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,9 @@ def store(found: dict, options) -> Path:
     mesh = "".join(f"-{a}{n}" for a, n in found["mesh"].items() if n > 1)
     name = f"{found['model']}-{options.topology.replace(':', '-').replace('@', '-x')}{mesh}"
     name += f"-{options.size}" if options.what == "generate" else f"-{found['remat']}"
+    others = [f"{k.rpartition('.')[2]}-{v}" for k, v in options.overrides if not k.startswith("mesh.")]
+    others += ["estimate"] * options.analytic
+    name = re.sub(r"[^\w.-]+", "-", "-".join([name, *others]))  # no two plans in one file
     file = Path(options.out) / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"command": " ".join(words), **found}, indent=1) + "\n")

@@ -9,6 +9,8 @@ Of one device, for training:
 * gradients: float32, one for each trained parameter that it holds (two while micro-batches are summed);
 * saved: what the forward pass keeps for the backward pass, every layer (`Widths.saved`): the stream itself under
   `full`; under `attn` the attention's output and log-sum-exp too; under `dots` every matmul's result; under `none` all;
+* copy: across slices libtpu copies the stream that the forward loop saved for gen before the backward loop reads it
+  (found in its HLO, at 8 and at 36 layers; not on one slice);
 * layer: what one layer's backward pass holds at once (`Widths.layer`), and with cp the keys and values of everybody;
 * weights: the bfloat16 weights of the layer at work and of the next, gathered, and the embedding table;
 * ends: a chunk of logits in float32.
@@ -47,7 +49,8 @@ def estimate(cfg: Config, t: Topology, what: str = "train", size: str = "") -> d
     compute = "bfloat16" if cfg.precision.compute == "auto" else cfg.precision.compute
     kernel = FUSED.get(t.platform, FUSED.get(t.family, "xla")) if cfg.model.attention == "auto" else cfg.model.attention
     said = f"auto on {KINDS[t.family]}" if cfg.model.attention == "auto" else "asked for"
-    parts = train(cfg, mesh, kernel) if what == "train" else generate(cfg.model, mesh, size, kernel)
+    slices = t.copies if t.platform == "tpu" else 1
+    parts = train(cfg, mesh, kernel, slices) if what == "train" else generate(cfg.model, mesh, size, kernel)
     before = {"prefill": int(prefill(cfg.model, mesh))} if what == "generate" else {}
     held = {k: v for k, v in parts.items() if k in ("parameters", "optimiser", "average", "batch")}
     inner = {k: int(v) for k, v in parts.items() if k not in held}
@@ -101,7 +104,7 @@ class Widths:
         return 4 * self.rest + 3 * self.work + 2 * self.ups * self.inner + 4 * self.q + 2 * self.kv
 
 
-def train(cfg: Config, mesh: Mapping[str, int], kernel: str) -> dict[str, float]:
+def train(cfg: Config, mesh: Mapping[str, int], kernel: str, slices: int = 1) -> dict[str, float]:
     """Bytes of one device by cause."""
     m, b, every = cfg.model, cfg.data.bucket, list(shapes.parameters(cfg.model))
     learned = shapes.trained(cfg.optim, every)
@@ -124,6 +127,7 @@ def train(cfg: Config, mesh: Mapping[str, int], kernel: str) -> dict[str, float]
         "batch": batch(cfg) / shards,
         "gradients": FLOAT * changed * (2 if cfg.optim.accumulate > 1 else 1),
         "saved for the backward pass": rows * words * kept,
+        "its copy across slices": rows * words * m.layers * gen * w.rest if slices > 1 else 0,
         "one layer's backward pass": rows * words * gen * w.layer(),
         "keys and values of all of cp": rows * words * met,
         "gathered weights, two layers": at_work,

@@ -151,7 +151,19 @@ def test_it_says_whether_it_fits_and_keeps_the_numbers(tmp_path, capsys):
         "98% of",
     ):
         assert word in out
-    kept = json.loads((tmp_path / "nano-v5p-4x4x4-fsdp16-tp4-full.json").read_text())
+    kept = json.loads((tmp_path / "nano-v5p-4x4x4-fsdp16-tp4-full-rows-16-estimate.json").read_text())
+    main(
+        [
+            "plan",
+            *NANO,
+            "--topology=v5p:4x4x4",
+            "--analytic",
+            f"--out={tmp_path}",
+            *ROWS16,
+            "--config.optim.offload=True",
+        ]
+    )
+    assert len(list(tmp_path.iterdir())) == 2, "another plan, another file"
     assert kept["fits"] and kept["needs"] == sum(kept["memory"].values())
     assert kept["command"].startswith(
         "--config=configs/nano.py --topology=v5p:4x4x4 --what=train --analytic --config.mesh"
