@@ -3,8 +3,10 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 
+from cosmos_jax import checkpoint, state
 from cosmos_jax.__main__ import main
 from cosmos_jax.codecs import toy
 from data_pipelines.action import ActionStats
@@ -26,7 +28,8 @@ def test_the_toy_trains_alike_with_the_kernels(tmp_path, capsys):
     stats = ActionStats.fit(np.concatenate([make_episode(i).actions for i in range(20)]))
     ToyAssets(*codecs.fit(20), stats, ChatTokenizer()).save(tmp_path / toy.DIRECTORY)
 
-    def losses(attention):
+    def trained(attention):
+        """Losses and norms of the gradient, step by step; the parameters at the end."""
         where = tmp_path / attention
         where.mkdir()
         (where / toy.DIRECTORY).symlink_to(tmp_path / toy.DIRECTORY)
@@ -34,10 +37,13 @@ def test_the_toy_trains_alike_with_the_kernels(tmp_path, capsys):
         assert main(["train", f"--config={CONFIG}", f"--workdir={where}", *settings]) in (0, None)
         assert f"attention  {attention} (asked for)" in capsys.readouterr().out
         lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
-        return np.array([[line["loss"], line["grad_norm"]] for line in lines])
+        model = checkpoint.load_config(where / "checkpoints").model
+        params = checkpoint.load_params(where / "checkpoints", "params", state.abstract_params(model))
+        return np.array([[line["loss"], line["grad_norm"]] for line in lines]), jax.tree.leaves(params)
 
-    want = losses("xla")
+    want, ends = trained("xla")
     with platform.interpreted():
-        got = losses("mosaic_tpu")
-    assert len(want) == 3 and (got != want).any(), "two different programs"
+        got, others = trained("mosaic_tpu")
+    assert len(want) == 3
     np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(ends, others, strict=True)), "one program twice"
