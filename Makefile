@@ -16,9 +16,8 @@ demo: $(VENV)/.run  ## train the toy, score it, write runs/toy/report.html
 	$(PY) -m cosmos_jax evaluate --config=$(CONFIG) --workdir=$(WORK)
 	@echo "Open $(WORK)/report.html in a browser."
 
-# Two processes, a file of tests each at a time: two cores, and XLA keeps every compiled program of a process mapped, of
-# which Linux allows a process 65,530.
-test: $(VENV)/.test  ## lint, types, and every test (about half an hour on two cores)
+# Two processes, a file of tests each at a time: a file's tests share what they compile.
+test: $(VENV)/.test  ## lint, types, and every test (about twenty minutes on two cores)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
