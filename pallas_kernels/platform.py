@@ -28,6 +28,20 @@ def device() -> Device:
     return Device(_PLATFORM.get(jax.default_backend(), jax.default_backend()), jax.devices()[0].device_kind)
 
 
+def temporaries(plan: Any) -> int:
+    """Bytes of intermediate results on one device. plan: `Compiled.memory_analysis()` of a program traced here.
+
+    libtpu accepts and refuses a program by its peak, and may call more than a whole chip `temp_size` in one that it
+    accepts (docs/plan.md). The peak counts arguments, results and the host's memory too; a program that came from
+    jax's cache on disk may not know it.
+    """
+    if device().platform != "tpu" or not plan.peak_memory_in_bytes:
+        return plan.temp_size_in_bytes
+    host = plan.host_argument_size_in_bytes + plan.host_temp_size_in_bytes
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.peak_memory_in_bytes - host - plan.argument_size_in_bytes - results
+
+
 _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}
 HOPPER = ("H100", "H200", "GH200", "H800", "H20")
 

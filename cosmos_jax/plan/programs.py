@@ -23,11 +23,12 @@ from cosmos_jax.precision import resolve
 from cosmos_jax.sampling import engine, schedules
 from cosmos_jax.sampling.generate import Job
 from cosmos_jax.sampling.guidance import Guidance
-from cosmos_jax.sampling.memory import held, temporaries
+from cosmos_jax.sampling.memory import held
 from data_pipelines.packing import fill, plan, tight_bucket
 from data_pipelines.sample import Sample
 from data_pipelines.schema import FIELDS, Bucket, SequenceSpec, field_shape
 from data_pipelines.tasks import task
+from pallas_kernels.platform import temporaries
 
 
 def batch(bucket: Bucket, spec: SequenceSpec, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

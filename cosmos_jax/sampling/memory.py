@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pallas_kernels import platform
+from pallas_kernels.platform import temporaries
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -38,20 +38,6 @@ class Memory(NamedTuple):
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {gib(size)}" for name, size in zip(self._fields, self, strict=True))
-
-
-def temporaries(plan: Any) -> int:
-    """Bytes of intermediate results on one device. plan: `Compiled.memory_analysis()` of a program traced here.
-
-    libtpu accepts and refuses a program by its peak, and may call more than a whole chip `temp_size` in one that it
-    accepts (docs/plan.md). The peak counts arguments, results and the host's memory too; a program that came from
-    jax's cache on disk may not know it.
-    """
-    if platform.device().platform != "tpu" or not plan.peak_memory_in_bytes:
-        return plan.temp_size_in_bytes
-    host = plan.host_argument_size_in_bytes + plan.host_temp_size_in_bytes
-    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return plan.peak_memory_in_bytes - host - plan.argument_size_in_bytes - results
 
 
 def held(tree: Any) -> int:

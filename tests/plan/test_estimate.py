@@ -21,8 +21,9 @@ from cosmos_jax.cli.options import read_config
 from cosmos_jax.config import PrecisionConfig
 from cosmos_jax.model import cosmos
 from cosmos_jax.plan import memory, programs, shapes
-from cosmos_jax.sampling.memory import held, temporaries
+from cosmos_jax.sampling.memory import held
 from pallas_kernels.check import topology
+from pallas_kernels.platform import temporaries
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = ("toy", "nano", "super", "edge")

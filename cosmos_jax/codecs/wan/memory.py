@@ -16,7 +16,7 @@ from cosmos_jax.codecs.wan.config import WanConfig
 from cosmos_jax.codecs.wan.params import abstract
 from cosmos_jax.codecs.wan.tiling import Window, tiles
 from cosmos_jax.precision import Precision
-from cosmos_jax.sampling.memory import temporaries
+from pallas_kernels.platform import temporaries
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ except jax.errors.JaxRuntimeError as e:
 
 
 def test_libtpu_refuses_by_its_peak_and_not_by_its_temporaries():
-    """What `sampling.memory.temporaries` rests on: arguments and temp_size may exceed the chip, the peak may not."""
+    """What `platform.temporaries` rests on: arguments and temp_size may exceed the chip, the peak may not."""
     if why := topology.missing("v5e:2x2"):
         pytest.skip(why)
 
